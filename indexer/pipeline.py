@@ -1,0 +1,376 @@
+"""scan -> read, hash, decode (threads) -> batches -> encoder -> writer: bring an index up to date with its stores.
+
+At most `2 * batch_size + workers` photos are under way at a time and crops are small, so memory does not grow with the
+library. A file that cannot be used costs that file alone and is recorded with its reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.pool import StaticPool
+
+from indexer.crawl import Change, Crawl, Globs
+from indexer.writer import FailedPhoto, IndexWriter, NewPhoto
+from searchengine.decode import DEFAULT_LIMITS, DecodeLimits, Photo, decode_bytes, inspect_bytes
+from searchengine.errors import ImageError
+from searchengine.index.layout import IndexPaths, index_folder
+from searchengine.index.schema import connect_for_writing, migrate
+from searchengine.metadata import PhotoMetadata
+from searchengine.stores import ImageStore, open_store
+from searchengine.vectors import Encoder
+
+COMMIT_EVERY_PHOTOS = 2000
+COMMIT_EVERY_SECONDS = 20.0
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What a run did: scanned = added + updated + moved + unchanged + failed.
+
+    `duplicates` counts those of the added and updated photos whose content the index already had.
+    `images_per_second` is the rate at which photos were embedded.
+    """
+
+    scanned: int = 0
+    added: int = 0
+    updated: int = 0
+    moved: int = 0
+    deleted: int = 0
+    unchanged: int = 0
+    duplicates: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+    model: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is: `done` of `total` files that are new or changed."""
+
+    done: int
+    total: int
+
+
+OnProgress = Callable[[Progress], None]
+OnSkip = Callable[[str, str], None]  # (key, reason)
+
+
+def build(
+    index: str | os.PathLike[str],
+    stores: Sequence[str | os.PathLike[str]],
+    *,
+    encoder: Encoder,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    workers: int | None = None,
+    batch_size: int = 32,
+    limits: DecodeLimits = DEFAULT_LIMITS,
+    on_progress: OnProgress = lambda progress: None,
+    on_skip: OnSkip = lambda key, reason: None,
+    stop: threading.Event | None = None,
+) -> Report:
+    """Bring the index in the folder `index` up to date with `stores` (local folders); make it if there is none.
+
+    Raises StoreUnusable, IndexUnusable and its kin, ModelMismatch. Once `stop` is set, the run commits what is done
+    and raises KeyboardInterrupt; the next run takes up from there.
+    """
+    opened = _open_stores(stores)
+    globs = Globs(include=tuple(include), exclude=tuple(exclude))
+    with IndexWriter(index, encoder=encoder) as writer:
+        run = _Run(
+            writer=writer,
+            encoder=encoder,
+            workers=workers or os.cpu_count() or 1,
+            batch_size=batch_size,
+            limits=limits,
+            on_progress=on_progress,
+            on_skip=on_skip,
+            stop=stop or threading.Event(),
+        )
+        return run.update(opened, globs)
+
+
+def plan(
+    index: str | os.PathLike[str],
+    stores: Sequence[str | os.PathLike[str]],
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Report:
+    """What `build` would find, told from the listing alone: a moved photo counts as one added and one deleted."""
+    database = IndexPaths(index_folder(index)).database
+    globs = Globs(include=tuple(include), exclude=tuple(exclude))
+    engine = connect_for_writing(database) if database.exists() else _empty_index()
+    report = Report()
+    started = time.monotonic()
+    for store in _open_stores(stores):
+        crawl = Crawl(store=store, globs=globs, engine=engine)
+        crawl.list_store()
+        _count_known(report, crawl)
+        for change in crawl.changes():
+            report.updated += change.known
+            report.added += not change.known
+        report.deleted += len(crawl.gone())
+    engine.dispose()
+    report.seconds = time.monotonic() - started
+    return report
+
+
+# What a worker thread makes of one file.
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Decoded:
+    change: Change
+    content_hash: bytes
+    photo: Photo
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """Its content is in the index, or on the way there."""
+
+    change: Change
+    content_hash: bytes
+    metadata: PhotoMetadata
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Failed:
+    change: Change
+    reason: str
+    damaged: bool
+
+
+class _Run:
+    """The state of one `build`: what is under way between the stages."""
+
+    def __init__(
+        self,
+        *,
+        writer: IndexWriter,
+        encoder: Encoder,
+        workers: int,
+        batch_size: int,
+        limits: DecodeLimits,
+        on_progress: OnProgress,
+        on_skip: OnSkip,
+        stop: threading.Event,
+    ) -> None:
+        self.writer = writer
+        self.encoder = encoder
+        self.workers = workers
+        self.batch_size = batch_size
+        self.limits = limits
+        self.on_progress = on_progress
+        self.on_skip = on_skip
+        self.stop = stop
+        self.report = Report(model=encoder.name)
+        self.started = time.monotonic()
+        self.known = _KnownContent(IndexPaths(writer.folder).database)
+        self.to_encode: list[_Decoded] = []
+        self.waiting: list[_Known] = []
+        self.moved_rows: set[int] = set()
+        self.embedded = 0
+        self.last_commit = self.started
+
+    def update(self, stores: Sequence[ImageStore], globs: Globs) -> Report:
+        with closing(self.known):
+            for store in stores:
+                self._update_store(Crawl(store=store, globs=globs, engine=self.writer.engine))
+            self._commit(finished=True)
+        return self.report
+
+    def _update_store(self, crawl: Crawl) -> None:
+        crawl.list_store()
+        for part in crawl.unlistable:
+            self.on_skip(part.prefix, f"cannot be listed: {part.reason}; what the index knows of it stays")
+        _count_known(self.report, crawl)
+        total = crawl.count_changes()
+        self.on_progress(Progress(done=0, total=total))
+        for done, outcome in enumerate(self._read_all(crawl), start=1):
+            self._take(outcome, crawl)
+            self._stop_if_asked(crawl)
+            if done % self.batch_size == 0 or done == total:
+                self.on_progress(Progress(done=done, total=total))
+        self._encode(crawl)
+        gone = [image_id for image_id in crawl.gone() if image_id not in self.moved_rows]
+        self.writer.remove_photos(gone)
+        self.writer.forget_failures(crawl.gone_failures())
+        self.report.deleted += len(gone)
+
+    def _stop_if_asked(self, crawl: Crawl) -> None:
+        if self.stop.is_set():
+            self._encode(crawl)
+            self._commit(finished=True)
+            raise KeyboardInterrupt
+
+    def _read_all(self, crawl: Crawl) -> Iterator[_Decoded | _Known | _Failed]:
+        """Files in order, read and decoded ahead by threads (Pillow decodes without the interpreter's lock)."""
+        changes = crawl.changes()
+        ahead = 2 * self.batch_size + self.workers
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:
+            under_way: deque[Future[_Decoded | _Known | _Failed]] = deque()
+            try:
+                for change in changes:
+                    under_way.append(pool.submit(self._read, crawl.store, change))
+                    if len(under_way) >= ahead:
+                        yield under_way.popleft().result()
+                while under_way:
+                    yield under_way.popleft().result()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, store: ImageStore, change: Change) -> _Decoded | _Known | _Failed:
+        try:
+            data = store.read(change.listed.key, max_bytes=self.limits.max_file_bytes)
+        except ImageError as error:
+            return _Failed(change=change, reason=str(error), damaged=False)
+        content_hash = hashlib.sha256(data).digest()
+        try:
+            if content_hash in self.known:
+                metadata = inspect_bytes(data, limits=self.limits)
+                return _Known(change=change, content_hash=content_hash, metadata=metadata)
+            photo = decode_bytes(data, image_size=self.encoder.image_size, limits=self.limits)
+        except ImageError as error:
+            return _Failed(change=change, reason=str(error), damaged=True)
+        return _Decoded(change=change, content_hash=content_hash, photo=photo)
+
+    def _take(self, outcome: _Decoded | _Known | _Failed, crawl: Crawl) -> None:
+        match outcome:
+            case _Failed(change=change, reason=reason, damaged=damaged):
+                self.report.failed += 1
+                self.on_skip(change.listed.key, reason)
+                self.writer.add_failure(
+                    FailedPhoto(store=crawl.store.name, listed=change.listed, reason=reason, damaged=damaged)
+                )
+            case _Decoded(content_hash=content_hash) if content_hash in self.known:
+                # Its twin was under way in another thread when this one looked.
+                self.waiting.append(
+                    _Known(change=outcome.change, content_hash=content_hash, metadata=outcome.photo.metadata)
+                )
+            case _Decoded(content_hash=content_hash):
+                self.known.add(content_hash)
+                self.to_encode.append(outcome)
+            case _Known():
+                self.waiting.append(outcome)
+        if len(self.to_encode) >= self.batch_size or len(self.waiting) >= COMMIT_EVERY_PHOTOS:
+            self._encode(crawl)
+        due = time.monotonic() - self.last_commit > COMMIT_EVERY_SECONDS
+        if self.writer.pending >= COMMIT_EVERY_PHOTOS or (due and self.writer.pending):
+            self._commit()
+
+    def _encode(self, crawl: Crawl) -> None:
+        """Embed what is decoded, then record it, and the photos that waited for the same content."""
+        batch, self.to_encode = self.to_encode, []
+        waiting, self.waiting = self.waiting, []
+        if batch:
+            embeddings = self.encoder.encode_pixels(np.stack([decoded.photo.pixels for decoded in batch]))
+            self.embedded += len(batch)
+            self.writer.add_vectors([decoded.content_hash for decoded in batch], embeddings)
+        for decoded in batch:
+            self._record(crawl, decoded.change, decoded.content_hash, decoded.photo.metadata, moved_from=None)
+        for known in waiting:
+            moved_from = None
+            if not known.change.known:
+                moved_from = crawl.former_row_of(known.content_hash, taken=self.moved_rows)
+            if moved_from is None:
+                self.report.duplicates += 1
+            self._record(crawl, known.change, known.content_hash, known.metadata, moved_from=moved_from)
+
+    def _record(
+        self, crawl: Crawl, change: Change, content_hash: bytes, metadata: PhotoMetadata, *, moved_from: int | None
+    ) -> None:
+        self.writer.add_photo(
+            NewPhoto(
+                store=crawl.store.name,
+                listed=change.listed,
+                content_hash=content_hash,
+                metadata=metadata,
+                moved_from=moved_from,
+            )
+        )
+        if moved_from is not None:
+            self.moved_rows.add(moved_from)
+            self.report.moved += 1
+        elif change.known:
+            self.report.updated += 1
+        else:
+            self.report.added += 1
+
+    def _commit(self, *, finished: bool = False) -> None:
+        self.report.seconds = time.monotonic() - self.started
+        self.report.images_per_second = self.embedded / max(self.report.seconds, 1e-9)
+        self.writer.commit(report=self.report.as_dict(), finished=finished)
+        self.known.keep_pending({decoded.content_hash for decoded in self.to_encode})
+        self.last_commit = time.monotonic()
+
+
+class _KnownContent:
+    """Which contents the index has or is about to have; asked by the decoding threads."""
+
+    def __init__(self, database: Path) -> None:
+        address = f"file:{quote(os.fsencode(database))}?mode=ro"
+        self._connection = sqlite3.connect(address, uri=True, check_same_thread=False)
+        self._lock = threading.Lock()
+        self._pending: set[bytes] = set()
+
+    def __contains__(self, content_hash: object) -> bool:
+        with self._lock:
+            if content_hash in self._pending:
+                return True
+            query = "SELECT 1 FROM vectors WHERE content_hash = ?"
+            return self._connection.execute(query, (content_hash,)).fetchone() is not None
+
+    def add(self, content_hash: bytes) -> None:
+        with self._lock:
+            self._pending.add(content_hash)
+
+    def keep_pending(self, hashes: set[bytes]) -> None:
+        """All but `hashes` is in the tables now."""
+        with self._lock:
+            self._pending &= hashes
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _open_stores(locations: Iterable[str | os.PathLike[str]]) -> list[ImageStore]:
+    """One store for each location; a folder inside another one is listed only once."""
+    stores = {store.prefix: store for store in (open_store(os.fspath(location)) for location in locations)}
+    return [
+        store
+        for prefix, store in stores.items()
+        if not any(prefix != other and prefix.startswith(other) for other in stores)
+    ]
+
+
+def _count_known(report: Report, crawl: Crawl) -> None:
+    report.scanned += crawl.scanned
+    report.unchanged += crawl.count_unchanged()
+    report.failed += crawl.count_still_failing()
+
+
+def _empty_index() -> sa.Engine:
+    engine = sa.create_engine("sqlite://", poolclass=StaticPool)
+    migrate(engine, Path("memory"))
+    return engine

@@ -1,0 +1,288 @@
+"""The only code that writes an index: one writer at a time, and one commit point.
+
+A commit writes the new vectors to a segment under a temporary name, makes it durable, gives it its final name, and only
+then names it in one SQLite transaction together with all rows of the batch. Whenever the process or the power fails, the
+index is what the last transaction said; a segment that no row names is garbage and harmless.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import faiss
+import filelock
+import numpy as np
+import sqlalchemy as sa
+
+from searchengine.errors import IndexFormatError, IndexLocked, IndexUnusable, ModelMismatch
+from searchengine.index.layout import (
+    IndexIdentity,
+    IndexPaths,
+    index_folder,
+    publish,
+    read_identity,
+    write_identity,
+)
+from searchengine.index.schema import connect_for_writing, failures, images, migrate, runs, segments, vectors
+from searchengine.metadata import PhotoMetadata
+from searchengine.stores import StoredPhoto
+from searchengine.text import printable
+from searchengine.vectors import Encoder, FloatMatrix, check_unit_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewPhoto:
+    """A photo to be recorded. `moved_from` is the id of the row that it had under its former name."""
+
+    store: str
+    listed: StoredPhoto
+    content_hash: bytes
+    metadata: PhotoMetadata
+    moved_from: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedPhoto:
+    """A file that could not be used. `damaged` tells broken content from a file that could just not be read now."""
+
+    store: str
+    listed: StoredPhoto
+    reason: str
+    damaged: bool
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """What the next commit will hold. Row i of the vectors belongs to `hashes[i]`."""
+
+    hashes: list[bytes] = field(default_factory=list)
+    vectors: list[FloatMatrix] = field(default_factory=list)
+    photos: list[NewPhoto] = field(default_factory=list)
+    failures: list[FailedPhoto] = field(default_factory=list)
+    removed: list[int] = field(default_factory=list)
+    recovered: list[tuple[str, str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.photos) + len(self.failures) + len(self.removed) + len(self.recovered)
+
+
+class IndexWriter:
+    """Open for writing, as a context manager. Makes the index if there is none.
+
+    Raises IndexLocked while another process writes, ModelMismatch where the index belongs to another encoder.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, encoder: Encoder) -> None:
+        self.folder = index_folder(folder)
+        self._paths = IndexPaths(self.folder)
+        self._identity = IndexIdentity(encoder=encoder.name, fingerprint=encoder.fingerprint, dim=encoder.dim)
+        self._batch = Batch()
+        self.engine = connect_for_writing(self._paths.database)
+
+    def __enter__(self) -> IndexWriter:
+        with self._disk_errors():
+            self._paths.segments.mkdir(parents=True, exist_ok=True)
+            self._lock = filelock.FileLock(self._paths.lock)
+            try:
+                self._lock.acquire(blocking=False)
+            except filelock.Timeout:
+                raise IndexLocked(
+                    f"another process is writing the index at {printable(str(self.folder))}{self._holder()}; "
+                    "wait for it, or end it"
+                ) from None
+        try:
+            with self._disk_errors():
+                self._prepare()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        self.engine.dispose()
+        self._lock.release()
+
+    def _prepare(self) -> None:
+        if not self._paths.identity.exists() and self._paths.database.exists():
+            raise IndexFormatError(
+                f"the index at {printable(str(self.folder))} has lost its index.json; restore it or index again"
+            )
+        migrate(self.engine, self._paths.database)
+        # The tables come first: a folder with index.json is always a whole index.
+        if not self._paths.identity.exists():
+            write_identity(self.folder, self._identity)
+        check_same_encoder(read_identity(self.folder), self._identity, folder=self.folder)
+        process = f"process {os.getpid()} on {socket.gethostname()}"
+        with self.engine.begin() as connection:
+            result = connection.execute(sa.insert(runs).values(started_at=_now(), process=process))
+            self._run_id = result.inserted_primary_key[0]  # type: ignore[index]
+
+    # -- what the next commit will hold ------------------------------------------------------------------------
+
+    def add_vectors(self, hashes: Sequence[bytes], embeddings: FloatMatrix) -> None:
+        """Queue new vectors: unit rows, float32 (n, dim), one for each content hash that the index lacks."""
+        check_unit_rows(embeddings, dim=self._identity.dim)
+        self._batch.hashes.extend(hashes)
+        self._batch.vectors.append(embeddings)
+
+    def add_photo(self, photo: NewPhoto) -> None:
+        """Queue a photo whose vector is in the index or queued; it replaces what was known under its name."""
+        self._batch.photos.append(photo)
+
+    def add_failure(self, failure: FailedPhoto) -> None:
+        """Queue a failure. Damaged content takes the place of the photo that was known under its name."""
+        self._batch.failures.append(failure)
+
+    def remove_photos(self, image_ids: Sequence[int]) -> None:
+        self._batch.removed.extend(image_ids)
+
+    def forget_failures(self, names: Sequence[tuple[str, str]]) -> None:
+        """Failed files that are gone: (store, key) each."""
+        self._batch.recovered.extend(names)
+
+    @property
+    def pending(self) -> int:
+        """Photos, failures and removals that the next commit will record."""
+        return len(self._batch)
+
+    def commit(self, *, report: dict[str, Any], finished: bool = False) -> None:
+        """Make the queued batch durable and visible, whole or not at all."""
+        batch = self._batch
+        with self._disk_errors():
+            matrix = np.concatenate(batch.vectors) if batch.vectors else None
+            with self.engine.begin() as connection:
+                if matrix is not None:
+                    self._add_segment(connection, batch.hashes, matrix)
+                _record_photos(connection, batch)
+                values = {"report": report} | ({"finished_at": _now()} if finished else {})
+                connection.execute(sa.update(runs).where(runs.c.id == self._run_id).values(values))
+        self._batch = Batch()
+
+    def _add_segment(self, connection: sa.Connection, hashes: Sequence[bytes], matrix: FloatMatrix) -> None:
+        first_id = _next_id(connection, "vectors")
+        number = _next_id(connection, "segments")
+        ids = np.arange(first_id, first_id + len(matrix), dtype=np.int64)
+        file = f"{number:08d}.faiss"
+        sha256 = self._write_segment(file, ids, matrix)
+        connection.execute(sa.insert(segments).values(id=number, file=file, count=len(ids), sha256=sha256))
+        connection.execute(
+            sa.insert(vectors),
+            [
+                {"id": int(vector_id), "content_hash": content_hash, "segment_id": number}
+                for vector_id, content_hash in zip(ids, hashes, strict=True)
+            ],
+        )
+
+    def _write_segment(self, file: str, ids: np.ndarray[Any, Any], matrix: FloatMatrix) -> str:
+        index = faiss.IndexIDMap2(faiss.IndexFlatIP(self._identity.dim))
+        index.add_with_ids(matrix, ids)
+        final = self._paths.segment(file)
+        temporary = final.with_name(final.name + ".tmp")
+        faiss.write_index(index, str(temporary))
+        with open(temporary, "rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        publish(temporary, final)
+        return sha256
+
+    def _holder(self) -> str:
+        """Who writes: the newest unfinished run, as far as it can be read."""
+        try:
+            engine = connect_for_writing(self._paths.database)
+            with engine.begin() as connection:
+                query = sa.select(runs.c.process, runs.c.started_at).where(runs.c.finished_at.is_(None))
+                row = connection.execute(query.order_by(runs.c.id.desc()).limit(1)).one_or_none()
+            engine.dispose()
+        except sa.exc.DBAPIError:
+            return ""
+        return f" ({row[0]}, since {row[1]})" if row else ""
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        """A full or read-only disk stops the run with the last commit intact."""
+        shown = printable(str(self.folder))
+        try:
+            yield
+        except (OSError, sa.exc.DBAPIError) as error:
+            reason = error.orig if isinstance(error, sa.exc.DBAPIError) else error.strerror or error
+            raise IndexUnusable(
+                f"the index at {shown} cannot be written: {reason}; free space or fix permissions, then run again "
+                "(everything committed so far is safe)"
+            ) from error
+        except RuntimeError as error:  # how FAISS reports a failed write
+            raise IndexUnusable(
+                f"the index at {shown} cannot be written: {str(error).splitlines()[0][:200]}; free space, then run "
+                "again (everything committed so far is safe)"
+            ) from error
+
+
+def check_same_encoder(known: IndexIdentity, wanted: IndexIdentity, *, folder: Path) -> None:
+    """Raises ModelMismatch that names both encoders."""
+    if known.fingerprint != wanted.fingerprint:
+        same_name = known.encoder == wanted.encoder
+        raise ModelMismatch(
+            f"the index at {printable(str(folder))} was made by encoder {known.encoder} "
+            f"({known.fingerprint[:12]}), not by {wanted.encoder} ({wanted.fingerprint[:12]}); "
+            + ("its weights have changed since: " if same_name else f"use --model {known.encoder}, or ")
+            + "index into another folder with --index"
+        )
+
+
+def _record_photos(connection: sa.Connection, batch: Batch) -> None:
+    """The rows of one batch. Removals come first, so that a name freed by them can be taken by a moved photo."""
+    if batch.removed:
+        statement = sa.delete(images).where(images.c.id == sa.bindparam("image_id"))
+        connection.execute(statement, [{"image_id": image_id} for image_id in batch.removed])
+    for photo in batch.photos:
+        vector_id = connection.execute(
+            sa.select(vectors.c.id).where(vectors.c.content_hash == photo.content_hash)
+        ).scalar_one()
+        row = {
+            "store": photo.store,
+            "key": photo.listed.key,
+            "size_bytes": photo.listed.size_bytes,
+            "mtime_ns": photo.listed.mtime_ns,
+            "width": photo.metadata.width,
+            "height": photo.metadata.height,
+            "taken_at": photo.metadata.taken_at,
+            "latitude": photo.metadata.latitude,
+            "longitude": photo.metadata.longitude,
+            "camera": photo.metadata.camera,
+            "vector_id": vector_id,
+        }
+        same_name = sa.and_(images.c.store == photo.store, images.c.key == photo.listed.key)
+        if photo.moved_from is not None:
+            connection.execute(sa.delete(images).where(same_name, images.c.id != photo.moved_from))
+            connection.execute(sa.update(images).where(images.c.id == photo.moved_from).values(row))
+        elif connection.execute(sa.update(images).where(same_name).values(row)).rowcount == 0:
+            connection.execute(sa.insert(images).values(row))
+    readable = [(photo.store, photo.listed.key) for photo in batch.photos]
+    for store, key in readable + batch.recovered:
+        connection.execute(sa.delete(failures).where(failures.c.store == store, failures.c.key == key))
+    for failure in batch.failures:
+        name = {"store": failure.store, "key": failure.listed.key}
+        connection.execute(sa.delete(failures).where(failures.c.store == name["store"], failures.c.key == name["key"]))
+        if failure.damaged:
+            connection.execute(sa.delete(images).where(images.c.store == name["store"], images.c.key == name["key"]))
+        facts = {"size_bytes": failure.listed.size_bytes, "mtime_ns": failure.listed.mtime_ns, "reason": failure.reason}
+        connection.execute(sa.insert(failures).values(name | facts))
+
+
+def _next_id(connection: sa.Connection, table: str) -> int:
+    """One past the highest id that `table` ever had: ids of dropped rows are not given out again."""
+    query = sa.text("SELECT seq FROM sqlite_sequence WHERE name = :table")
+    return int(connection.execute(query, {"table": table}).scalar() or 0) + 1
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

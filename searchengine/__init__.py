@@ -1,0 +1,45 @@
+"""Semantic search over photos: find any picture by describing it, or by another picture.
+
+    index = searchengine.open_index("photos.index")
+    searcher = searchengine.Searcher(index, searchengine.load_encoder("mini"))
+    hits = searcher.search("a dog on a beach", k=10)
+
+Importing this package loads neither torch nor faiss; each name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+from searchengine import errors
+
+if TYPE_CHECKING:
+    from searchengine.index.reader import Index
+    from searchengine.search import Hit, Searcher
+    from searchengine.vectors import Encoder
+
+__version__ = "0.1.0"
+__all__ = ["Hit", "Searcher", "errors", "load_encoder", "open_index"]
+
+
+def open_index(folder: str | os.PathLike[str]) -> Index:
+    """Open an index for reading. Raises IndexNotFound, IndexFormatError."""
+    from searchengine.index.reader import Index
+
+    return Index(folder)
+
+
+def load_encoder(name: str = "mini", *, device: str = "auto") -> Encoder:
+    """The encoder called `name`, or the one in the file `name`. Raises ModelNotFound, WeightsError."""
+    from searchengine.models.registry import load_encoder
+    from searchengine.settings import load_settings
+
+    return load_encoder(name, device=device, models_folder=load_settings().models_folder)
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Searcher", "Hit"):
+        return getattr(importlib.import_module("searchengine.search"), name)
+    raise AttributeError(f"module 'searchengine' has no attribute {name!r}")

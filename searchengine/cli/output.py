@@ -1,0 +1,94 @@
+"""How results reach people and programs: tables, paths, JSON on stdout; progress and notices on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from searchengine.text import printable
+
+if TYPE_CHECKING:
+    from searchengine.search import Hit
+
+PROGRESS_INTERVAL_SECONDS = 0.1
+
+
+CLEAR_LINE = "\r\x1b[K"
+
+
+def notice(message: str) -> None:
+    """One line on stderr, in place of a progress bar that may stand there."""
+    click.echo(f"{CLEAR_LINE if sys.stderr.isatty() else ''}{message}", err=True)
+
+
+def styled(text: str, **style: bool | str) -> str:
+    """Colour for a terminal that wants it (https://no-color.org)."""
+    plain = os.environ.get("NO_COLOR") or not sys.stdout.isatty()
+    return text if plain else click.style(text, **style)  # type: ignore[arg-type]
+
+
+def print_json_lines(hits: Sequence[Hit]) -> None:
+    for hit in hits:
+        # Escaped to ASCII, so that a name with stray bytes survives as a lone surrogate.
+        click.echo(json.dumps(asdict(hit)))
+
+
+def print_paths(hits: Sequence[Hit], *, end: bytes) -> None:
+    """The very bytes of each path, so that any name reaches the next program unharmed."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(b"".join(os.fsencode(hit.path) + end for hit in hits))
+    sys.stdout.buffer.flush()
+
+
+def print_table(hits: Sequence[Hit], *, match: float) -> None:
+    """Rank, score, relevance, id and path of each hit, with a line where the matches end."""
+    id_width = max(len(str(hit.id)) for hit in hits)
+    click.echo(styled(f"{'rank':>4}  score  match  {'id':>{id_width}}  path", bold=True))
+    if hits[0].relevance < match:
+        click.echo(styled("---- nothing here is surely a match; these come nearest", fg="yellow"))
+    previous_matches = False
+    for hit in hits:
+        matches = hit.relevance >= match
+        if previous_matches and not matches:
+            click.echo(styled("---- matches end here", fg="yellow"))
+        previous_matches = matches
+        line = f"{hit.rank:>4}  {hit.score:.3f}  {hit.relevance:>5.0%}  {hit.id:>{id_width}}  {printable(hit.path)}"
+        click.echo(styled(line, dim=not matches))
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Gives a function (done, total) that draws a bar on a terminal and does nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    started = time.monotonic()
+    drawn = 0.0
+
+    def advance(done: int, total: int) -> None:
+        nonlocal drawn
+        now = time.monotonic()
+        if not total or (done < total and now - drawn < PROGRESS_INTERVAL_SECONDS):
+            return
+        drawn = now
+        rate = done / max(now - started, 1e-9)
+        left = f", {(total - done) / rate:,.0f} s left" if done else ""
+        filled = round(24 * done / total)
+        bar = "#" * filled + "-" * (24 - filled)
+        sys.stderr.write(f"{CLEAR_LINE}{label} [{bar}] {done:,}/{total:,}, {rate:.1f}/s{left}")
+        sys.stderr.flush()
+
+    try:
+        yield advance
+    finally:
+        if drawn:
+            sys.stderr.write(CLEAR_LINE)
+            sys.stderr.flush()

@@ -1,0 +1,73 @@
+"""A contact sheet: the hits as one picture, with rank, score and name below each."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageDraw, ImageFont
+
+from searchengine.cli.thumbnails import thumbnail_of
+from searchengine.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from searchengine.search import Hit
+
+    Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+MAX_COLUMNS = 5
+TILE_PX = 240
+CAPTION_PX = 46
+GAP_PX = 16
+TITLE_PX = 56
+
+PAPER, INK, FAINT, EMPTY, GREEN, AMBER = "#ffffff", "#1f2328", "#6e7781", "#eceff2", "#1a7f37", "#b35900"
+
+
+def draw_sheet(hits: Sequence[Hit], *, title: str, match: float) -> Image.Image:
+    """The hits in reading order; a green bar below a photo says that it counts as a match."""
+    columns = min(MAX_COLUMNS, max(len(hits), 3))
+    rows = -(-len(hits) // columns)
+    width = columns * TILE_PX + (columns + 1) * GAP_PX
+    height = TITLE_PX + rows * (TILE_PX + CAPTION_PX + GAP_PX) + GAP_PX
+    sheet = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    large, small = ImageFont.load_default(24), ImageFont.load_default(14)
+    heading = title if hits else f"{title}: nothing found"
+    draw.text((GAP_PX, GAP_PX), _fit(draw, heading, large, width - 2 * GAP_PX), fill=INK, font=large)
+    for position, hit in enumerate(hits):
+        left = GAP_PX + position % columns * (TILE_PX + GAP_PX)
+        top = TITLE_PX + position // columns * (TILE_PX + CAPTION_PX + GAP_PX)
+        _draw_photo(sheet, draw, hit, left, top, small)
+        matches = hit.relevance >= match
+        bar = (left, top + TILE_PX + 3, left + TILE_PX, top + TILE_PX + 6)
+        draw.rectangle(bar, fill=GREEN if matches else EMPTY)
+        caption = f"{hit.rank}   {hit.score:.3f}   {hit.relevance:.0%}"
+        draw.text((left, top + TILE_PX + 10), caption, fill=GREEN if matches else AMBER, font=small)
+        name = _fit(draw, printable(os.path.basename(hit.path)), small, TILE_PX)
+        draw.text((left, top + TILE_PX + 27), name, fill=FAINT, font=small)
+    return sheet
+
+
+def _draw_photo(sheet: Image.Image, draw: ImageDraw.ImageDraw, hit: Hit, left: int, top: int, font: Font) -> None:
+    draw.rectangle((left, top, left + TILE_PX, top + TILE_PX), fill=EMPTY)
+    photo = thumbnail_of(hit, max_side_px=TILE_PX)
+    if photo is None:
+        draw.text((left + TILE_PX // 2, top + TILE_PX // 2), "not readable now", fill=FAINT, font=font, anchor="mm")
+    else:
+        sheet.paste(photo, (left + (TILE_PX - photo.width) // 2, top + (TILE_PX - photo.height) // 2))
+
+
+def _fit(draw: ImageDraw.ImageDraw, text: str, font: Font, width: int) -> str:
+    """The text, shortened in its middle until it is at most `width` pixels wide."""
+    # The built-in font has no glyph for most of Unicode; a question mark is more honest than an empty box.
+    text = text.encode("latin-1", "replace").decode("latin-1")
+    if draw.textlength(text[:500], font=font) <= width:
+        return text[:500]
+    for kept in range(min(len(text), 250), 1, -1):
+        short = f"{text[: (kept + 1) // 2]}...{text[-(kept // 2) :]}"
+        if draw.textlength(short, font=font) <= width:
+            return short
+    return "..."

@@ -1,0 +1,76 @@
+"""Every error that searchengine raises on purpose.
+
+    SearchEngineError                 exit 3
+    ├── UsageError                    exit 2   the caller asked for something that makes no sense
+    │   ├── QueryError                         an empty, over-long or ill-formed query
+    │   └── SettingError                       a setting with a wrong name, type or range
+    ├── IndexUnusable                 exit 3
+    │   ├── IndexNotFound                      no index at that path
+    │   ├── IndexFormatError                   damaged, or written by a newer version
+    │   └── IndexLocked                        another process is writing
+    ├── StoreUnusable                 exit 3   a photo store that cannot be listed or read
+    ├── ModelUnusable                 exit 4
+    │   ├── ModelNotFound                      no encoder of that name, or its weights are missing
+    │   ├── WeightsError                       weights that are damaged or not the published ones
+    │   └── ModelMismatch                      the index was made by another encoder
+    └── ImageError                             one photo that cannot be used; recorded, never fatal to a run
+
+A message names the object, the value found and the remedy. The command line prints it as one line on
+standard error and exits with the class's ``exit_code``.
+"""
+
+
+class SearchEngineError(Exception):
+    exit_code = 3
+
+
+class UsageError(SearchEngineError):
+    exit_code = 2
+
+
+class QueryError(UsageError):
+    pass
+
+
+class SettingError(UsageError):
+    pass
+
+
+class IndexUnusable(SearchEngineError):
+    exit_code = 3
+
+
+class IndexNotFound(IndexUnusable):
+    pass
+
+
+class IndexFormatError(IndexUnusable):
+    pass
+
+
+class IndexLocked(IndexUnusable):
+    pass
+
+
+class StoreUnusable(SearchEngineError):
+    exit_code = 3
+
+
+class ModelUnusable(SearchEngineError):
+    exit_code = 4
+
+
+class ModelNotFound(ModelUnusable):
+    pass
+
+
+class WeightsError(ModelUnusable):
+    pass
+
+
+class ModelMismatch(ModelUnusable):
+    pass
+
+
+class ImageError(SearchEngineError):
+    """A photo that cannot be decoded; ``str(error)`` is the reason a person reads in `status --failures`."""

@@ -1,0 +1,119 @@
+"""Where things are in an index folder, and the immutable identity card ``index.json``.
+
+    photos.index/
+      index.json               format version, encoder name and fingerprint, dim, metric; written once
+      metadata.sqlite          the only commit point (WAL)
+      segments/00000001.faiss  immutable, IndexIDMap2 over IndexFlatIP
+      lock                     the single writer's
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from searchengine.errors import IndexFormatError, IndexNotFound, IndexUnusable
+from searchengine.text import printable
+
+FORMAT_VERSION = 1
+METRIC = "inner_product"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexIdentity:
+    """What never changes in the life of an index."""
+
+    format_version: int = FORMAT_VERSION
+    encoder: str
+    fingerprint: str
+    dim: int
+    metric: str = METRIC
+
+
+@dataclass(frozen=True)
+class IndexPaths:
+    folder: Path
+
+    @property
+    def identity(self) -> Path:
+        return self.folder / "index.json"
+
+    @property
+    def database(self) -> Path:
+        return self.folder / "metadata.sqlite"
+
+    @property
+    def segments(self) -> Path:
+        return self.folder / "segments"
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / "lock"
+
+    def segment(self, file: str) -> Path:
+        return self.segments / file
+
+
+def index_folder(folder: str | os.PathLike[str]) -> Path:
+    """The absolute path of an index. Raises IndexUnusable for a name that FAISS could not open."""
+    path = Path(os.path.abspath(os.path.expanduser(folder)))
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise IndexUnusable(
+            f"the index folder {printable(str(path))} has a name that is not UTF-8; rename it, or use another"
+        ) from None
+    return path
+
+
+def read_identity(folder: Path) -> IndexIdentity:
+    """Raises IndexNotFound where there is no index, IndexFormatError where it cannot be understood."""
+    paths, shown = IndexPaths(folder), printable(str(folder))
+    try:
+        fields = json.loads(paths.identity.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise IndexNotFound(f"there is no index at {shown}; make one with: searchengine index FOLDER") from None
+    except OSError as error:
+        raise IndexUnusable(f"the index at {shown} cannot be read: {error.strerror}; check its permissions") from None
+    except ValueError as error:
+        raise IndexFormatError(f"{shown}/index.json is damaged ({error}); restore it or index again") from None
+    version = fields.get("format_version") if isinstance(fields, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise IndexFormatError(
+            f"the index at {shown} has format {version}, this program knows up to {FORMAT_VERSION}; "
+            "upgrade searchengine, or index into another folder"
+        )
+    try:
+        identity = IndexIdentity(**fields)
+    except TypeError as error:
+        raise IndexFormatError(f"{shown}/index.json is incomplete ({error}); restore it or index again") from None
+    if identity.metric != METRIC or not isinstance(identity.dim, int) or identity.dim < 1:
+        raise IndexFormatError(f"{shown}/index.json names an unknown metric or dimension; restore it or index again")
+    return identity
+
+
+def write_identity(folder: Path, identity: IndexIdentity) -> None:
+    write_durably(IndexPaths(folder).identity, (json.dumps(asdict(identity), indent=2) + "\n").encode())
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Give `path` the content `data`, whole or not at all, whenever the power fails."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+    publish(temporary, path)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Rename a finished file to its final name so that both name and content survive a crash."""
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    if hasattr(os, "O_DIRECTORY"):
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

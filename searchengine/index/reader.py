@@ -1,0 +1,290 @@
+"""The read-only view of an index: vectors by inner product, photos by id, filters in SQL.
+
+Every search sees one committed state. A newer commit is noticed by the next search, without a restart.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from searchengine.errors import IndexFormatError, IndexUnusable
+from searchengine.index.filters import Filters
+from searchengine.index.layout import IndexIdentity, IndexPaths, index_folder, read_identity
+from searchengine.index.schema import connect_for_reading, failures, images, runs, schema_version, segments, vectors
+from searchengine.text import printable
+from searchengine.vectors import FloatMatrix
+
+Ids = NDArray[np.int64]
+
+# SQLite's default bound on variables in one statement is 32,766; lists of ids are sent in pieces below it.
+IDS_PER_STATEMENT = 10_000
+
+NO_IDS: Ids = np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """A photo as the index knows it. `width` and `height` in pixels; `taken_at` ISO 8601, camera's local time."""
+
+    id: int
+    store: str
+    key: str
+    size_bytes: int
+    mtime_ns: int
+    width: int
+    height: int
+    taken_at: str | None
+    latitude: float | None
+    longitude: float | None
+    camera: str | None
+    vector_id: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One immutable FAISS file. Row i of its matrix is the vector with id `ids[i]`."""
+
+    file: str
+    faiss_index: Any
+    ids: Ids
+
+    def vectors(self) -> FloatMatrix:
+        """The stored matrix (n, dim), without a copy. Valid while the segment is."""
+        flat: Any = faiss.downcast_index(self.faiss_index.index)
+        floats: FloatMatrix = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
+        return floats
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The segments of one committed state. `alive` is None while every vector belongs to a photo."""
+
+    version: int
+    segments: tuple[Segment, ...]
+    alive: Ids | None
+
+    def __len__(self) -> int:
+        return sum(len(segment.ids) for segment in self.segments)
+
+
+class Index:
+    """Open for reading; `close` it, or use it as a context manager. Searches from several threads are safe."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = index_folder(folder)
+        self.identity: IndexIdentity = read_identity(self.folder)
+        self._paths = IndexPaths(self.folder)
+        if not self._paths.database.is_file():
+            raise IndexFormatError(
+                f"the index at {printable(str(self.folder))} has lost its metadata.sqlite; restore it or index again"
+            )
+        self._engine = connect_for_reading(self._paths.database)
+        self._lock = threading.Lock()
+        self._watch = self._connect()
+        self._snapshot: Snapshot | None = None
+        self._snapshot_version = -1
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._watch.close()
+        self._engine.dispose()
+
+    @property
+    def dim(self) -> int:
+        return self.identity.dim
+
+    def snapshot(self) -> Snapshot:
+        """The newest committed state; loaded anew only after a commit."""
+        with self._lock:
+            version = int(self._read(self._watch, sa.text("PRAGMA data_version")).scalar_one())
+            self._watch.rollback()
+            if self._snapshot is None or version != self._snapshot_version:
+                self._snapshot = self._load(version)
+                self._snapshot_version = version
+            return self._snapshot
+
+    def search(self, queries: FloatMatrix, *, k: int, among: Ids | None = None) -> tuple[FloatMatrix, Ids]:
+        """Exact inner-product search.
+
+        `queries` is float32 (q, dim), unit rows; `among` narrows it to those vector ids. Returns scores
+        float32 (q, k'), falling, and vector ids int64 (q, k'), with k' = min(k, number of vectors).
+        """
+        snapshot = self.snapshot()
+        allowed = snapshot.alive if among is None else among
+        selector = None if allowed is None else faiss.IDSelectorBatch(allowed)
+        parameters = None if selector is None else faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
+        width = min(k, len(snapshot) if allowed is None else len(allowed))
+        found = [
+            segment.faiss_index.search(queries, min(width, len(segment.ids)), params=parameters)
+            for segment in snapshot.segments
+            if width
+        ]
+        if not found:
+            return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        scores = np.concatenate([scores for scores, _ in found], axis=1)
+        ids = np.concatenate([ids for _, ids in found], axis=1)
+        scores[ids < 0] = -np.inf  # a segment with fewer allowed vectors than asked for pads with id -1
+        order = np.lexsort((ids, -scores), axis=1)[:, :width]
+        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
+
+    def vector_ids(self, filters: Filters) -> Ids:
+        """Ids of the vectors that have at least one photo which passes `filters`, rising."""
+        query = sa.select(images.c.vector_id).distinct().where(filters.condition())
+        with self._connect() as connection:
+            ids = [row[0] for row in self._read(connection, query)]
+        return np.sort(np.asarray(ids, dtype=np.int64))
+
+    def images_of(self, vector_ids: Sequence[int], *, filters: Filters | None = None) -> dict[int, list[ImageRow]]:
+        """The photos of each vector that pass `filters`, in order of their ids."""
+        rows: dict[int, list[ImageRow]] = {}
+        condition = filters.condition() if filters else sa.true()
+        with self._connect() as connection:
+            for start in range(0, len(vector_ids), IDS_PER_STATEMENT):
+                piece = [int(i) for i in vector_ids[start : start + IDS_PER_STATEMENT]]
+                query = sa.select(images).where(images.c.vector_id.in_(piece), condition).order_by(images.c.id)
+                for row in self._read(connection, query):
+                    rows.setdefault(row.vector_id, []).append(ImageRow(*row))
+        return rows
+
+    def image(self, image_id: int) -> ImageRow | None:
+        return self._one_image(images.c.id == image_id)
+
+    def image_by_key(self, store: str, key: str) -> ImageRow | None:
+        return self._one_image(sa.and_(images.c.store == store, images.c.key == key))
+
+    def vector_id_by_content(self, content_hash: bytes) -> int | None:
+        with self._connect() as connection:
+            query = sa.select(vectors.c.id).where(vectors.c.content_hash == content_hash)
+            return self._read(connection, query).scalar_one_or_none()
+
+    def vector(self, vector_id: int) -> FloatMatrix:
+        """The stored vector, float32 (dim,). Raises KeyError for an id that no segment holds."""
+        for segment in self.snapshot().segments:
+            position = np.flatnonzero(segment.ids == vector_id)
+            if position.size:
+                row: FloatMatrix = segment.vectors()[int(position[0])].copy()
+                return row
+        raise KeyError(vector_id)
+
+    def sample_vectors(self, size: int, *, seed: int = 0) -> FloatMatrix:
+        """At most `size` living vectors, float32 (n, dim): the same ones for the same state of the index."""
+        snapshot = self.snapshot()
+        pieces = [
+            segment.vectors() if snapshot.alive is None else segment.vectors()[np.isin(segment.ids, snapshot.alive)]
+            for segment in snapshot.segments
+        ]
+        count = sum(len(piece) for piece in pieces)
+        if count <= size:
+            return np.concatenate([np.empty((0, self.dim), np.float32), *pieces])
+        chosen = np.sort(np.random.default_rng(seed).choice(count, size, replace=False))
+        bounds = np.cumsum([0, *(len(piece) for piece in pieces)])
+        return np.concatenate(
+            [
+                piece[chosen[(chosen >= low) & (chosen < high)] - low]
+                for piece, low, high in zip(pieces, bounds[:-1], bounds[1:], strict=True)
+            ]
+        )
+
+    def count_images(self, filters: Filters | None = None) -> int:
+        condition = filters.condition() if filters else sa.true()
+        return self._scalar(sa.select(sa.func.count()).select_from(images).where(condition))
+
+    def count_failures(self) -> int:
+        return self._scalar(sa.select(sa.func.count()).select_from(failures))
+
+    def failed_photos(self) -> Iterator[tuple[str, str, str]]:
+        """(store, key, reason) of each photo that could not be used, by key."""
+        query = sa.select(failures.c.store, failures.c.key, failures.c.reason).order_by(failures.c.key)
+        with self._connect() as connection:
+            for store, key, reason in self._read(connection, query):
+                yield store, key, reason
+
+    def last_run(self) -> dict[str, Any] | None:
+        """The newest run that committed: when it started and ended, and its counters."""
+        query = (
+            sa.select(runs.c.started_at, runs.c.finished_at, runs.c.report)
+            .where(runs.c.report.is_not(None))
+            .order_by(runs.c.id.desc())
+            .limit(1)
+        )
+        with self._connect() as connection:
+            row = self._read(connection, query).one_or_none()
+        return None if row is None else {"started_at": row[0], "finished_at": row[1], **row[2]}
+
+    def size_bytes(self) -> int:
+        """What the index takes on disk."""
+        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+
+    def _one_image(self, condition: sa.ColumnElement[bool]) -> ImageRow | None:
+        with self._connect() as connection:
+            row = self._read(connection, sa.select(images).where(condition)).one_or_none()
+        return None if row is None else ImageRow(*row)
+
+    def _scalar(self, query: sa.Executable) -> int:
+        with self._connect() as connection:
+            return int(self._read(connection, query).scalar_one())
+
+    def _connect(self) -> sa.Connection:
+        try:
+            return self._engine.connect()
+        except sa.exc.DBAPIError as error:
+            raise self._unusable(error) from None
+
+    def _read(self, connection: sa.Connection, query: sa.Executable) -> Any:
+        try:
+            return connection.execute(query)
+        except sa.exc.DBAPIError as error:
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: sa.exc.DBAPIError) -> IndexUnusable:
+        return IndexFormatError(
+            f"the tables of the index at {printable(str(self.folder))} cannot be read ({error.orig}); "
+            "check the disk and permissions, restore the index, or index again"
+        )
+
+    def _load(self, version: int) -> Snapshot:
+        with self._connect() as connection:
+            schema_version(connection, self._paths.database)
+            rows = self._read(
+                connection, sa.select(segments.c.file, segments.c.count).order_by(segments.c.id)
+            ).all()
+            dead = sa.select(vectors.c.id).where(~sa.exists().where(images.c.vector_id == vectors.c.id)).limit(1)
+            alive: Ids | None = None
+            if self._read(connection, dead).first() is not None:
+                living = self._read(connection, sa.select(images.c.vector_id).distinct())
+                alive = np.sort(np.asarray([row[0] for row in living], dtype=np.int64))
+        known = {segment.file: segment for segment in self._snapshot.segments} if self._snapshot else {}
+        return Snapshot(
+            version=version,
+            segments=tuple(known.get(file) or self._load_segment(file, count) for file, count in rows),
+            alive=alive,
+        )
+
+    def _load_segment(self, file: str, count: int) -> Segment:
+        path = self._paths.segment(file)
+        try:
+            loaded: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        except RuntimeError as error:
+            reason = "is missing" if not path.exists() else f"cannot be read ({str(error).splitlines()[0][:200]})"
+            raise IndexFormatError(f"{printable(str(path))} {reason}; restore it or index again") from None
+        if loaded.ntotal != count or loaded.d != self.dim or loaded.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise IndexFormatError(
+                f"{printable(str(path))} holds {loaded.ntotal} vectors of dimension {loaded.d}, expected "
+                f"{count} of {self.dim}; restore it or index again"
+            )
+        return Segment(file=file, faiss_index=loaded, ids=faiss.vector_to_array(loaded.id_map))

@@ -1,0 +1,164 @@
+"""The tables of ``metadata.sqlite`` and their numbered migrations.
+
+A vector's id is its id in the FAISS segments. Two copies of one photo are two rows of `images` and one of `vectors`.
+A vector that no image names is dead: searches pass over it, and it comes back to life when its photo does.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool, StaticPool
+
+from searchengine.errors import IndexFormatError
+from searchengine.text import printable
+
+
+class Key(sa.types.TypeDecorator[str]):
+    """Text that may hold bytes which are not UTF-8 (PEP 383), stored as the bytes it stands for: exact and sortable."""
+
+    impl = sa.LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> bytes | None:
+        return None if value is None else encode_key(value)
+
+    def process_result_value(self, value: bytes | None, dialect: sa.Dialect) -> str | None:
+        return None if value is None else value.decode("utf-8", "surrogateescape")
+
+
+def encode_key(key: str) -> bytes:
+    return key.encode("utf-8", "surrogateescape")
+
+
+metadata = sa.MetaData()
+
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("started_at", sa.Text, nullable=False),
+    sa.Column("finished_at", sa.Text),
+    sa.Column("process", sa.Text, nullable=False),
+    sa.Column("report", sa.JSON),
+)
+
+segments = sa.Table(
+    "segments",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("file", sa.Text, nullable=False, unique=True),
+    sa.Column("count", sa.Integer, nullable=False),
+    sa.Column("sha256", sa.Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+vectors = sa.Table(
+    "vectors",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("content_hash", sa.LargeBinary, nullable=False, unique=True),
+    sa.Column("segment_id", sa.Integer, sa.ForeignKey("segments.id"), nullable=False),
+    sqlite_autoincrement=True,
+)
+
+images = sa.Table(
+    "images",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("store", Key, nullable=False),
+    sa.Column("key", Key, nullable=False),
+    sa.Column("size_bytes", sa.Integer, nullable=False),
+    sa.Column("mtime_ns", sa.Integer, nullable=False),
+    sa.Column("width", sa.Integer, nullable=False),
+    sa.Column("height", sa.Integer, nullable=False),
+    sa.Column("taken_at", sa.Text, index=True),
+    sa.Column("latitude", sa.Float),
+    sa.Column("longitude", sa.Float),
+    sa.Column("camera", sa.Text),
+    sa.Column("vector_id", sa.Integer, sa.ForeignKey("vectors.id"), nullable=False, index=True),
+    sa.UniqueConstraint("store", "key"),
+    sqlite_autoincrement=True,
+)
+
+failures = sa.Table(
+    "failures",
+    metadata,
+    sa.Column("store", Key, primary_key=True),
+    sa.Column("key", Key, primary_key=True),
+    sa.Column("size_bytes", sa.Integer, nullable=False),
+    sa.Column("mtime_ns", sa.Integer, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+)
+
+
+def _create_tables(connection: sa.Connection) -> None:
+    metadata.create_all(connection, checkfirst=False)
+
+
+# Entry n brings a database from version n to n + 1; SQLite's user_version records it in the same transaction.
+MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create_tables,)
+
+
+def connect_for_writing(database: Path) -> sa.Engine:
+    """One long-lived connection, WAL, every commit on disk before it returns."""
+    # isolation_level None leaves transactions to the BEGIN below, so that migrations are transactions too.
+    engine = sa.create_engine(
+        "sqlite://",
+        poolclass=StaticPool,
+        creator=lambda: sqlite3.connect(database, isolation_level=None, check_same_thread=False),
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def configure(connection: Any, _: object) -> None:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA temp_store = FILE")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    return engine
+
+
+def connect_for_reading(database: Path) -> sa.Engine:
+    """Connections that cannot write; a fresh one for each use, so that threads never share one."""
+    address = f"file:{quote(os.fsencode(database))}?mode=ro"
+    # On a read-only disk SQLite cannot make the WAL's side files; without pending ones it need not.
+    if not os.access(database.parent, os.W_OK) and not database.with_name(database.name + "-wal").exists():
+        address += "&immutable=1"
+    # Threads take turns on the one connection that outlives a call, so the check that each keeps its own is off.
+    return sa.create_engine(
+        "sqlite://",
+        poolclass=NullPool,
+        creator=lambda: sqlite3.connect(address, uri=True, check_same_thread=False),
+    )
+
+
+def migrate(engine: sa.Engine, database: Path) -> None:
+    """Bring the tables up to this program's version. Raises IndexFormatError for tables of a newer one."""
+    with engine.begin() as connection:
+        version = schema_version(connection, database)
+    for number, step in enumerate(MIGRATIONS[version:], start=version + 1):
+        with engine.begin() as connection:
+            step(connection)
+            connection.exec_driver_sql(f"PRAGMA user_version = {number}")
+
+
+def schema_version(connection: sa.Connection, database: Path) -> int:
+    """Raises IndexFormatError where the tables are newer than this program."""
+    version = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+    if version > len(MIGRATIONS):
+        raise IndexFormatError(
+            f"{printable(str(database))} has tables of version {version}, this program knows up to "
+            f"{len(MIGRATIONS)}; upgrade searchengine"
+        )
+    return version

@@ -1,0 +1,86 @@
+"""What a photo tells about itself: size, time, camera, place. Garbage in EXIF is ignored, never an error."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from PIL import Image
+from PIL.ExifTags import GPS, IFD, Base
+
+SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that swap width and height
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoMetadata:
+    """`width` and `height` in pixels, as displayed; `taken_at` ISO 8601, local time of the camera; degrees WGS 84."""
+
+    width: int
+    height: int
+    taken_at: str | None = None
+    camera: str | None = None
+    latitude: float | None = None
+    longitude: float | None = None
+
+
+def read_metadata(image: Image.Image) -> PhotoMetadata:
+    """Read the header of an opened, not yet decoded picture (EXIF 2.32, CIPA DC-008)."""
+    width, height = image.size
+    try:
+        exif = image.getexif()
+        details = exif.get_ifd(IFD.Exif)
+        gps = exif.get_ifd(IFD.GPSInfo)
+    except Exception:  # Pillow raises many kinds on damaged blocks; none of them concerns the pixels
+        return PhotoMetadata(width=width, height=height)
+    if exif.get(Base.Orientation) in SIDEWAYS:
+        width, height = height, width
+    place = _place(gps)
+    return PhotoMetadata(
+        width=width,
+        height=height,
+        taken_at=_time(details.get(Base.DateTimeOriginal)) or _time(exif.get(Base.DateTime)),
+        camera=_camera(exif.get(Base.Make), exif.get(Base.Model)),
+        latitude=place[0] if place else None,
+        longitude=place[1] if place else None,
+    )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if not isinstance(value, str):
+        return ""
+    return "".join(c for c in value.split("\0")[0] if c.isprintable()).strip()[:200]
+
+
+def _time(value: Any) -> str | None:
+    try:
+        return datetime.strptime(_text(value)[:19], "%Y:%m:%d %H:%M:%S").isoformat()
+    except ValueError:
+        return None
+
+
+def _camera(make: Any, model: Any) -> str | None:
+    make_text, model_text = _text(make), _text(model)
+    if make_text and not model_text.lower().startswith(make_text.lower()):
+        model_text = f"{make_text} {model_text}"
+    return model_text.strip() or None
+
+
+def _place(gps: dict[int, Any]) -> tuple[float, float] | None:
+    latitude = _degrees(gps.get(GPS.GPSLatitude), gps.get(GPS.GPSLatitudeRef), negative="S", limit=90)
+    longitude = _degrees(gps.get(GPS.GPSLongitude), gps.get(GPS.GPSLongitudeRef), negative="W", limit=180)
+    return None if latitude is None or longitude is None else (latitude, longitude)
+
+
+def _degrees(value: Any, reference: Any, *, negative: str, limit: float) -> float | None:
+    try:
+        degrees, minutes, seconds = (float(part) for part in value)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    angle = degrees + minutes / 60 + seconds / 3600
+    if not math.isfinite(angle) or not 0 <= angle <= limit:
+        return None
+    return -angle if _text(reference).upper() == negative else angle

@@ -1,0 +1,1 @@
+"""Names -> encoders. `registry` is the place to look first."""

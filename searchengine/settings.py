@@ -1,0 +1,118 @@
+"""Settings, typed, and where each value came from.
+
+config/default.toml < the user's config.toml < SEARCHENGINE_* in the environment < flags.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from searchengine.errors import SettingError
+from searchengine.resources import resource
+from searchengine.text import printable
+
+ENVIRONMENT_PREFIX = "SEARCHENGINE_"
+BOUNDS = {
+    "workers": (0, 1024),
+    "batch_size": (1, 65536),
+    "max_pixels": (1, 178_956_970),
+    "max_file_bytes": (1, 2**40),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The meaning of each is told in config/default.toml. `origins` names, for each setting, what set it."""
+
+    index: str
+    models: str
+    model: str
+    device: str
+    workers: int
+    batch_size: int
+    max_pixels: int
+    max_file_bytes: int
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def index_folder(self) -> Path:
+        return Path(self.index).expanduser() if self.index else _user_data() / "index"
+
+    @property
+    def models_folder(self) -> Path:
+        return Path(self.models).expanduser() if self.models else _user_data() / "models"
+
+
+NAMES = tuple(f.name for f in fields(Settings) if f.name != "origins")
+TYPES: dict[str, type] = {name: int if name in BOUNDS else str for name in NAMES}
+
+
+def user_file() -> Path:
+    """The user's own config.toml, which need not exist; SEARCHENGINE_CONFIG names another."""
+    override = os.environ.get(ENVIRONMENT_PREFIX + "CONFIG")
+    if override:
+        return Path(override)
+    return platformdirs.user_config_path("searchengine", appauthor=False) / "config.toml"
+
+
+def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
+    """Put the layers together; a flag that is None was not given. Raises SettingError that names the layer."""
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, layer in (
+        ("default", _read_toml(resource("default.toml"))),
+        (str(user_file()), _read_toml(user_file())),
+        ("environment", _environment()),
+        ("flag", {name: value for name, value in (flags or {}).items() if value is not None}),
+    ):
+        for name, value in layer.items():
+            values[name] = _checked(name, value, origin)
+            origins[name] = origin
+    return Settings(**values, origins=origins)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise SettingError(f"the settings in {printable(str(path))} cannot be read: {error}") from None
+
+
+def _environment() -> dict[str, str]:
+    return {
+        name: os.environ[ENVIRONMENT_PREFIX + name.upper()]
+        for name in NAMES
+        if os.environ.get(ENVIRONMENT_PREFIX + name.upper())
+    }
+
+
+def _checked(name: str, value: Any, origin: str) -> Any:
+    if name not in TYPES:
+        raise SettingError(f"unknown setting {printable(name)} in {printable(origin)}; known are: {', '.join(NAMES)}")
+    if TYPES[name] is str:
+        if not isinstance(value, str):
+            raise SettingError(f"setting {name} in {printable(origin)} is {value!r}, but must be text")
+        return value
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = -1
+    low, high = BOUNDS[name]
+    if isinstance(value, bool) or not low <= number <= high:
+        raise SettingError(
+            f"setting {name} in {printable(origin)} is {value!r}, but must be a whole number from {low} to {high}"
+        )
+    return number
+
+
+def _user_data() -> Path:
+    return platformdirs.user_data_path("searchengine", appauthor=False)
