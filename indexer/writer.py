@@ -1,8 +1,8 @@
 """The only code that writes an index: one writer at a time, and one commit point.
 
-A commit writes the new vectors to a segment under a temporary name, makes it durable, gives it its final name, and only
-then names it in one SQLite transaction together with all rows of the batch. Whenever the process or the power fails, the
-index is what the last transaction said; a segment that no row names is garbage and harmless.
+A commit writes the new vectors to a segment under a temporary name, makes it durable, gives it its final name, and
+only then names it in one SQLite transaction together with all rows of the batch. Whenever the process or the power
+fails, the index is what the last transaction said; a segment that no row names is garbage and harmless.
 """
 
 from __future__ import annotations

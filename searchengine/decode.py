@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import os
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -85,14 +84,17 @@ def decode_file(
 def decode_bytes(data: bytes, *, image_size: int, limits: DecodeLimits = DEFAULT_LIMITS) -> Photo:
     """Decode an encoded picture. Raises ImageError with a reason that a person understands."""
     image = open_image(data, limits=limits)
-    metadata = read_metadata(image)
+    size = image.size  # of the whole picture: loading may reduce it
+    _guarded(lambda: _load_reduced(image, side_px=2 * image_size))
+    metadata = read_metadata(image, size=size)
     pixels = _guarded(lambda: crop_pixels(image, image_size=image_size))
     return Photo(pixels=pixels, metadata=metadata)
 
 
 def inspect_bytes(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> PhotoMetadata:
-    """Size and EXIF from the header alone, without decoding pixels. Raises ImageError."""
-    return read_metadata(open_image(data, limits=limits))
+    """Size and EXIF from the header alone; only a PNG is decoded, for its EXIF may follow its pixels. Raises ImageError."""
+    image = open_image(data, limits=limits)
+    return read_metadata(image, size=image.size)
 
 
 def thumbnail(data: bytes, *, max_side_px: int, limits: DecodeLimits = DEFAULT_LIMITS) -> Image.Image:
@@ -100,7 +102,7 @@ def thumbnail(data: bytes, *, max_side_px: int, limits: DecodeLimits = DEFAULT_L
     image = open_image(data, limits=limits)
 
     def shrink() -> Image.Image:
-        image.draft("RGB", (max_side_px, max_side_px))
+        _load_reduced(image, side_px=max_side_px)
         small = to_rgb(upright(image))
         small.thumbnail((max_side_px, max_side_px))
         return small
@@ -122,7 +124,6 @@ def open_image(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> Image.I
 
 def crop_pixels(image: Image.Image, *, image_size: int) -> NDArray[np.uint8]:
     """Resize the short side to `image_size`, crop the centre, return uint8 RGB (image_size, image_size, 3)."""
-    image.draft("RGB", (2 * image_size, 2 * image_size))
     image = to_rgb(upright(image))
     width, height = image.size
     short = min(width, height)
@@ -137,28 +138,38 @@ def crop_pixels(image: Image.Image, *, image_size: int) -> NDArray[np.uint8]:
     )
     if scaled != image.size:
         image = image.resize(scaled, Image.Resampling.BICUBIC)
-    return np.asarray(_centre(image, width=image_size, height=image_size), dtype=np.uint8)
+    pixels: NDArray[np.uint8] = np.asarray(_centre(image, width=image_size, height=image_size))
+    return pixels
+
+
+def _load_reduced(image: Image.Image, *, side_px: int) -> None:
+    """Decode the pixels, of a large JPEG no more than it takes for sides of at least `side_px`.
+
+    This comes before anything looks at EXIF: Pillow loads a picture by the way when asked for that, and one that
+    failed to load once is taken for loaded, with whatever pixels it has, when it is used again.
+    """
+    image.draft("RGB", (side_px, side_px))
+    image.load()
 
 
 def upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation; a damaged EXIF block leaves the picture as it is stored."""
+    image.load()  # what is damaged here is the picture, and no reason to pass over
     try:
         return ImageOps.exif_transpose(image)
-    except (SyntaxError, ValueError, TypeError, KeyError, struct.error, ZeroDivisionError):
+    except Exception:  # Pillow raises many kinds on damaged blocks
         return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB: alpha over white, deep greys scaled to 8 bits."""
-    if image.mode == "RGB":
-        return image
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(_to_8_bits(np.asarray(image)))
-    if image.has_transparency_data:
+    if image.has_transparency_data:  # an alpha channel, or one colour that is declared transparent
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_8_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:

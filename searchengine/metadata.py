@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -25,26 +26,41 @@ class PhotoMetadata:
     longitude: float | None = None
 
 
-def read_metadata(image: Image.Image) -> PhotoMetadata:
-    """Read the header of an opened, not yet decoded picture (EXIF 2.32, CIPA DC-008)."""
-    width, height = image.size
-    try:
-        exif = image.getexif()
-        details = exif.get_ifd(IFD.Exif)
-        gps = exif.get_ifd(IFD.GPSInfo)
-    except Exception:  # Pillow raises many kinds on damaged blocks; none of them concerns the pixels
-        return PhotoMetadata(width=width, height=height)
-    if exif.get(Base.Orientation) in SIDEWAYS:
+def read_metadata(image: Image.Image, *, size: tuple[int, int]) -> PhotoMetadata:
+    """Read the EXIF block of an opened picture whose full size, as stored, is `size` (EXIF 2.32, CIPA DC-008)."""
+    width, height = size
+    block = _block(lambda: image.getexif())
+    # Pillow turns TIFFs by itself, and tells their size as displayed.
+    if image.format != "TIFF" and _value(block, Base.Orientation) in SIDEWAYS:
         width, height = height, width
-    place = _place(gps)
+    details = _block(lambda: block.get_ifd(IFD.Exif))
+    place = _place(_block(lambda: block.get_ifd(IFD.GPSInfo)))
     return PhotoMetadata(
         width=width,
         height=height,
-        taken_at=_time(details.get(Base.DateTimeOriginal)) or _time(exif.get(Base.DateTime)),
-        camera=_camera(exif.get(Base.Make), exif.get(Base.Model)),
+        taken_at=_time(_value(details, Base.DateTimeOriginal)) or _time(_value(block, Base.DateTime)),
+        camera=_camera(_value(block, Base.Make), _value(block, Base.Model)),
         latitude=place[0] if place else None,
         longitude=place[1] if place else None,
     )
+
+
+# Pillow parses blocks and values when they are asked for, and raises many kinds of error on damaged ones. Each is
+# asked for alone, so that a broken one does not take the others along.
+
+
+def _block(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except Exception:
+        return {}
+
+
+def _value(block: Any, tag: int) -> Any:
+    try:
+        return block.get(tag)
+    except Exception:
+        return None
 
 
 def _text(value: Any) -> str:
@@ -69,9 +85,9 @@ def _camera(make: Any, model: Any) -> str | None:
     return model_text.strip() or None
 
 
-def _place(gps: dict[int, Any]) -> tuple[float, float] | None:
-    latitude = _degrees(gps.get(GPS.GPSLatitude), gps.get(GPS.GPSLatitudeRef), negative="S", limit=90)
-    longitude = _degrees(gps.get(GPS.GPSLongitude), gps.get(GPS.GPSLongitudeRef), negative="W", limit=180)
+def _place(gps: Any) -> tuple[float, float] | None:
+    latitude = _degrees(_value(gps, GPS.GPSLatitude), _value(gps, GPS.GPSLatitudeRef), negative="S", limit=90)
+    longitude = _degrees(_value(gps, GPS.GPSLongitude), _value(gps, GPS.GPSLongitudeRef), negative="W", limit=180)
     return None if latitude is None or longitude is None else (latitude, longitude)
 
 

@@ -1,8 +1,8 @@
 """Is a hit a match, or only the nearest of what there is? Cosines of dual encoders have no universal scale.
 
-The library itself is the yardstick. Most photos do not match a given query, so the bulk of their scores shows what "no
-match" looks like for this very query. A hit's distance from that bulk, in units of the bulk's own spread, is turned into
-a probability by a logistic curve whose two constants were fitted on captioned photos (scripts/fit_relevance.py).
+The library itself is the yardstick. Most photos do not match a given query, so the bulk of their scores shows what
+"no match" looks like for this very query. A hit's distance from that bulk, in units of the bulk's own spread, is turned
+into a probability by a logistic curve whose two constants were fitted on captioned photos (scripts/fit_relevance.py).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ SLOPE, THRESHOLD = 2.0, 3.5
 
 # Below this many photos the spread of the scores says little, so a plain normal spread of cosines stands in.
 SMALLEST_SAMPLE = 20
+SMALL_CENTRE, SMALL_SPREAD = 0.0, 0.1
 
 
 class Background:
@@ -48,17 +49,18 @@ class Background:
 
 
 def relevance(scores: FloatMatrix, *, background: FloatMatrix) -> NDArray[np.float32]:
-    """Probabilities (n,) for hits with `scores` (n,), given the scores (m,) of a sample of the library.
-
-    The spread is taken below the median, where no match can be, so that many matches do not widen it.
-    """
-    if len(background) < SMALLEST_SAMPLE:
-        centre, spread = SMALL_CENTRE, SMALL_SPREAD
-    else:
-        low, centre = np.quantile(background, (0.1587, 0.5))  # one standard deviation below a normal's mean, and it
-        spread = max(centre - low, 1e-6)
-    distance = (np.asarray(scores, dtype=np.float64) - centre) / spread
+    """Probabilities (n,) for hits with `scores` (n,), given the scores (m,) of a sample of the library."""
+    distance = standard_distance(scores, background=background)
     return np.asarray(1 / (1 + np.exp(-SLOPE * (distance - THRESHOLD))), dtype=np.float32)
 
 
-SMALL_CENTRE, SMALL_SPREAD = 0.0, 0.1
+def standard_distance(scores: FloatMatrix, *, background: FloatMatrix) -> NDArray[np.float64]:
+    """How far `scores` lie above the bulk of `background`, in units of its spread.
+
+    The spread is taken below the median, where no match can be, so that many matches do not widen it.
+    """
+    centre, spread = SMALL_CENTRE, SMALL_SPREAD
+    if len(background) >= SMALLEST_SAMPLE:
+        low, centre = np.quantile(background, (0.1587, 0.5))  # one standard deviation below a normal's mean, and it
+        spread = max(centre - low, 1e-6)
+    return (np.asarray(scores, dtype=np.float64) - centre) / spread

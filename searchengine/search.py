@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from searchengine.decode import DEFAULT_LIMITS
-from searchengine.errors import ModelMismatch, QueryError, UsageError
+from searchengine.errors import ImageError, ModelMismatch, QueryError, UsageError
 from searchengine.index.filters import Filters
 from searchengine.index.reader import ImageRow, Index
 from searchengine.relevance import Background
@@ -64,9 +64,9 @@ class Searcher:
     def search_image(
         self, image: ImageSource, *, k: int = 10, offset: int = 0, filters: Filters | None = None
     ) -> list[Hit]:
-        """The k photos most like `image`; if it is indexed itself, it is left out. Raises ImageError."""
+        """The k photos most like `image`; if it is indexed itself, it is left out. Raises QueryError."""
         known = self._vector_id_of(image)
-        vector = self.encoder.encode_images([image])[0] if known is None else self.index.vector(known)
+        vector = self._encode_image(image) if known is None else self.index.vector(known)
         return self.search_vector(vector, k=k, offset=offset, filters=filters, without=known)
 
     def similar(self, image_id: int, *, k: int = 10, offset: int = 0, filters: Filters | None = None) -> list[Hit]:
@@ -115,12 +115,9 @@ class Searcher:
         return vector
 
     def image_vector(self, image: ImageSource) -> FloatMatrix:
-        """The unit vector (dim,) of an image, from the index if it is indexed. Raises ImageError."""
+        """The unit vector (dim,) of an image, from the index if it is indexed. Raises QueryError."""
         known = self._vector_id_of(image)
-        if known is not None:
-            return self.index.vector(known)
-        vector: FloatMatrix = self.encoder.encode_images([image])[0]
-        return vector
+        return self._encode_image(image) if known is None else self.index.vector(known)
 
     def combine(
         self, *, texts: Sequence[str] = (), images: Sequence[ImageSource] = (), without: Sequence[str] = ()
@@ -140,12 +137,27 @@ class Searcher:
         """The id of the vector of a file whose content is indexed, under whatever name."""
         if not isinstance(image, str | os.PathLike):
             return None
-        data = read_local(os.fspath(image), max_bytes=DEFAULT_LIMITS.max_file_bytes)
+        try:
+            data = read_local(os.fspath(image), max_bytes=DEFAULT_LIMITS.max_file_bytes)
+        except ImageError as error:
+            raise _unusable(image, error) from None
         return self.index.vector_id_by_content(hashlib.sha256(data).digest())
+
+    def _encode_image(self, image: ImageSource) -> FloatMatrix:
+        try:
+            vector: FloatMatrix = self.encoder.encode_images([image])[0]
+        except ImageError as error:
+            raise _unusable(image, error) from None
+        return vector
 
 
 # Half weight keeps the wanted side in charge where the two share content ("dog on a beach" less "people on a beach").
 NEGATIVE_WEIGHT = 0.5
+
+
+def _unusable(image: ImageSource, error: ImageError) -> QueryError:
+    shown = printable(os.fspath(image)) if isinstance(image, str | os.PathLike) else "given"
+    return QueryError(f"the image {shown} cannot be a query: {error}; use another picture")
 
 
 def _hit(rank: int, score: float, relevance: float, row: ImageRow) -> Hit:

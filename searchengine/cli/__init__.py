@@ -62,7 +62,9 @@ def group() -> None:
 
 def main() -> None:
     """Run the command line; every error becomes one line on standard error and the documented exit code."""
-    warnings.simplefilter("ignore")  # what libraries grumble about a user's photos is recorded as a reason, if it matters
+    warnings.simplefilter(
+        "ignore"
+    )  # what libraries grumble about a user's photos is recorded as a reason, if it matters
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:

@@ -16,9 +16,7 @@ from searchengine.cli.output import notice, progress_bar
 from searchengine.text import printable
 
 
-@click.command(
-    "index", epilog="Example:  searchengine index ~/Pictures /mnt/nas/photos --exclude '*/screenshots/*'"
-)
+@click.command("index", epilog="Example:  searchengine index ~/Pictures /mnt/nas/photos --exclude '*/screenshots/*'")
 @click.argument("stores", nargs=-1, required=True, metavar="STORE...")
 @index_option
 @model_option
@@ -50,9 +48,7 @@ def command(
     from indexer.pipeline import Progress, build, plan
     from searchengine.decode import DecodeLimits
 
-    settings = settings_from(
-        index=index, model=model, workers=workers, batch_size=batch_size, device=device
-    )
+    settings = settings_from(index=index, model=model, workers=workers, batch_size=batch_size, device=device)
     encoder = encoder_for(settings)
     if dry_run:
         report = plan(settings.index_folder, stores, include=include, exclude=exclude)

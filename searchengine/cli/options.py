@@ -13,7 +13,6 @@ import click
 from searchengine.errors import IndexNotFound
 
 if TYPE_CHECKING:
-    from searchengine.index.filters import Filters
     from searchengine.index.reader import Index
     from searchengine.settings import Settings
     from searchengine.vectors import Encoder
@@ -22,7 +21,10 @@ Command = Callable[..., Any]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON: one object, or one a line.")
 index_option = click.option(
-    "--index", "index", type=click.Path(), help="Folder of the index [default: SEARCHENGINE_INDEX, or your data folder]."
+    "--index",
+    "index",
+    type=click.Path(),
+    help="Folder of the index [default: SEARCHENGINE_INDEX, or your data folder].",
 )
 model_option = click.option(
     "--model", help="Encoder: auto, a name from `searchengine models`, or a file made by `train`."

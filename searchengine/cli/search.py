@@ -16,8 +16,8 @@ from searchengine.cli.options import (
 from searchengine.cli.results import parse_threshold, present, result_options
 
 if TYPE_CHECKING:
-    from searchengine.index.filters import Filters
     from searchengine.cli.results import Presentation
+    from searchengine.index.filters import Filters
 
 
 @click.command("search", epilog="Example:  searchengine search 'a man riding a wave' --after 2023 --sheet waves.png")

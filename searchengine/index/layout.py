@@ -1,10 +1,10 @@
 """Where things are in an index folder, and the immutable identity card ``index.json``.
 
-    photos.index/
-      index.json               format version, encoder name and fingerprint, dim, metric; written once
-      metadata.sqlite          the only commit point (WAL)
-      segments/00000001.faiss  immutable, IndexIDMap2 over IndexFlatIP
-      lock                     the single writer's
+photos.index/
+  index.json               format version, encoder name and fingerprint, dim, metric; written once
+  metadata.sqlite          the only commit point (WAL)
+  segments/00000001.faiss  immutable, IndexIDMap2 over IndexFlatIP
+  lock                     the single writer's
 """
 
 from __future__ import annotations

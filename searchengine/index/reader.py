@@ -9,7 +9,6 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import faiss
@@ -170,7 +169,8 @@ class Index:
     def vector_id_by_content(self, content_hash: bytes) -> int | None:
         with self._connect() as connection:
             query = sa.select(vectors.c.id).where(vectors.c.content_hash == content_hash)
-            return self._read(connection, query).scalar_one_or_none()
+            found: int | None = self._read(connection, query).scalar_one_or_none()
+        return found
 
     def vector(self, vector_id: int) -> FloatMatrix:
         """The stored vector, float32 (dim,). Raises KeyError for an id that no segment holds."""
@@ -211,8 +211,7 @@ class Index:
         """(store, key, reason) of each photo that could not be used, by key."""
         query = sa.select(failures.c.store, failures.c.key, failures.c.reason).order_by(failures.c.key)
         with self._connect() as connection:
-            for store, key, reason in self._read(connection, query):
-                yield store, key, reason
+            yield from self._read(connection, query)
 
     def last_run(self) -> dict[str, Any] | None:
         """The newest run that committed: when it started and ended, and its counters."""
@@ -260,9 +259,7 @@ class Index:
     def _load(self, version: int) -> Snapshot:
         with self._connect() as connection:
             schema_version(connection, self._paths.database)
-            rows = self._read(
-                connection, sa.select(segments.c.file, segments.c.count).order_by(segments.c.id)
-            ).all()
+            rows = self._read(connection, sa.select(segments.c.file, segments.c.count).order_by(segments.c.id)).all()
             dead = sa.select(vectors.c.id).where(~sa.exists().where(images.c.vector_id == vectors.c.id)).limit(1)
             alive: Ids | None = None
             if self._read(connection, dead).first() is not None:

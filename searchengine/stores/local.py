@@ -81,8 +81,8 @@ def read_local(path: str, *, max_bytes: int) -> bytes:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise ImageError("not a regular file")
             data = file.read(max_bytes + 1)
-    except OSError as error:
-        raise ImageError(f"cannot be read: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(data) > max_bytes:
         raise ImageError(f"larger than the limit of {max_bytes:,} bytes (setting max_file_bytes)")
     return data

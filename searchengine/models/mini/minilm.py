@@ -1,0 +1,248 @@
+"""all-MiniLM-L6-v2 in numpy: the frozen text tower of the encoder ``mini``.
+
+A BERT of six layers (Devlin et al. 2018, https://arxiv.org/abs/1810.04805), distilled by Wang et al. 2020
+(https://arxiv.org/abs/2002.10957) and trained on sentence pairs the way of Reimers and Gurevych 2019
+(https://arxiv.org/abs/1908.10084). It needs neither torch nor transformers, whose imports would cost a search from the
+command line seconds.
+
+Activations are (width, tokens), a token a column, so that a weight matrix multiplies them as it lies in the file, which
+is mapped into memory and never copied. Texts of one length in tokens share a batch, so nothing is padded or masked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from searchengine.errors import WeightsError
+
+FloatArray = NDArray[np.float32]
+TokenArray = NDArray[np.uint16]
+
+LAYERS, HEADS = 6, 12
+WIDTH, HEAD_WIDTH, HIDDEN = 384, 32, 1536
+VOCABULARY, POSITIONS = 30_522, 512
+MAX_TOKENS = 256  # the published sentence encoder's limit, not the tokenizer file's
+NORM_EPSILON = np.float32(1e-12)
+
+BATCH_TOKENS, BATCH_TEXTS = 480, 1024  # what is in memory at once, as activations and as tokens
+GELU_BLOCK = 32_768  # elements that stay in a core's cache through all passes
+# OpenBLAS computes a product of at most this many multiplications on the thread that asks for it. Anything larger waits
+# for a thread on every core, 8 ms a product when another program keeps one of them busy, as an indexing run does.
+SERIAL_PRODUCT = 2**18
+
+# Phi, the normal distribution function, is 1 / (1 + exp(-x q(x^2))). These are -q's coefficients from the highest power
+# on, a minimax fit that keeps x Phi(x) within 7e-8, and within 6e-7 in float32.
+GELU_COEFFICIENTS = (
+    -3.61123262e-09, 2.66892813e-07, -7.93821889e-06, 1.10480317e-04, 6.62599826e-05, -7.26685670e-02, -1.59576843e00
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Linear:
+    weight: FloatArray  # (out, in)
+    bias: FloatArray  # (out,)
+
+    def __call__(self, x: FloatArray) -> FloatArray:
+        # x: (in, tokens) -> (out, tokens), as serial products of `rows` rows and at most 64 columns
+        (outputs, inputs), tokens = self.weight.shape, x.shape[1]
+        y = np.empty((outputs, tokens), np.float32)
+        start = 0
+        while start < tokens:
+            # The columns left over go by 16, the width of a vector register: odd widths are half as fast.
+            stop = start + (64 if tokens - start >= 64 else min(16, tokens - start))
+            rows = min(128, 2 ** ((SERIAL_PRODUCT // (inputs * (stop - start))).bit_length() - 1))
+            blocks = self.weight.reshape(-1, rows, inputs)
+            np.matmul(blocks, x[:, start:stop], out=y.reshape(-1, rows, tokens)[..., start:stop])
+            start = stop
+        y += self.bias[:, None]
+        return y
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    gain: FloatArray  # (width,)
+    shift: FloatArray  # (width,)
+
+    def __call__(self, x: FloatArray) -> FloatArray:
+        # x: (width, tokens), overwritten
+        x -= x.mean(0)
+        variance = np.einsum("wt,wt->t", x, x) / np.float32(len(x))
+        x /= np.sqrt(variance + NORM_EPSILON)
+        x *= self.gain[:, None]
+        x += self.shift[:, None]
+        return x
+
+
+@dataclass(frozen=True)
+class Layer:
+    query: Linear
+    key: Linear
+    value: Linear
+    attention_out: Linear
+    attention_norm: LayerNorm
+    widen: Linear
+    narrow: Linear
+    norm: LayerNorm
+
+    def __call__(self, x: FloatArray, length: int) -> FloatArray:
+        # x: (width, tokens) of texts that all have `length` tokens
+        x = self.attention_norm(x + self.attention_out(self.attend(x, length)))
+        return self.norm(x + self.narrow(gelu(self.widen(x))))
+
+    def attend(self, x: FloatArray, length: int) -> FloatArray:
+        query, key, value = (
+            linear(x).reshape(HEADS, HEAD_WIDTH, -1, length).swapaxes(1, 2)  # (heads, texts, head width, length)
+            for linear in (self.query, self.key, self.value)
+        )
+        query *= np.float32(HEAD_WIDTH**-0.5)
+        weights = query.swapaxes(2, 3) @ key  # (heads, texts, length, length)
+        weights -= weights.max(-1, keepdims=True)
+        np.exp(weights, out=weights)
+        weights /= weights.sum(-1, keepdims=True)
+        mixed = value @ weights.swapaxes(2, 3)  # (heads, texts, head width, length)
+        return mixed.swapaxes(1, 2).reshape(WIDTH, -1)  # (width, tokens)
+
+
+def gelu(x: FloatArray) -> FloatArray:
+    """x Phi(x), in place, for a C-contiguous float32 array (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
+    flat = x.reshape(-1)
+    with np.errstate(over="ignore"):  # exp reaches infinity where Phi reaches 0
+        for start in range(0, flat.size, GELU_BLOCK):
+            block = flat[start : start + GELU_BLOCK]
+            square = block * block
+            power = square * GELU_COEFFICIENTS[0]
+            for coefficient in GELU_COEFFICIENTS[1:-1]:
+                power += coefficient
+                power *= square
+            power += GELU_COEFFICIENTS[-1]
+            power *= block
+            np.exp(power, out=power)
+            power += 1
+            block /= power
+    return x
+
+
+class MiniLM:
+    """Sentences to unit vectors of 384 numbers."""
+
+    def __init__(self, tensors: Tensors, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._words = tensors.take("embeddings.word_embeddings.weight", VOCABULARY, WIDTH)
+        positions = tensors.take("embeddings.position_embeddings.weight", POSITIONS, WIDTH)
+        self._positions = positions[:MAX_TOKENS] + tensors.take("embeddings.token_type_embeddings.weight", 2, WIDTH)[0]
+        self._norm = tensors.norm("embeddings.LayerNorm")
+        self._layers = [tensors.layer(f"encoder.layer.{number}.") for number in range(LAYERS)]
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> MiniLM:
+        """Load ``model.safetensors`` and ``tokenizer.json`` as published with all-MiniLM-L6-v2.
+
+        Raises WeightsError if either is missing, damaged, or another model's.
+        """
+        path = folder / "tokenizer.json"
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises nothing more specific
+            raise WeightsError(f"{path} cannot be read as a tokenizer ({error}); fetch it again") from error
+        if tokenizer.get_vocab_size() != VOCABULARY:
+            raise WeightsError(f"{path} has {tokenizer.get_vocab_size()} tokens, not {VOCABULARY}; fetch it again")
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(MAX_TOKENS)
+        return cls(Tensors(folder / "model.safetensors"), tokenizer)
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """Mean over the last layer's tokens, then scaled to length 1; tokens beyond the 256th are not read.
+
+        texts: n strings, each of any length, 0 included. Returns float32 (n, 384).
+        """
+        vectors = np.empty((len(texts), WIDTH), np.float32)
+
+        def fill(batch: tuple[list[int], TokenArray]) -> None:
+            rows, tokens = batch
+            mean = self._forward(tokens)  # (texts, width)
+            vectors[rows] = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+
+        batches = list(self._batches(texts))
+        if len(batches) == 1:
+            fill(batches[0])
+        else:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(fill, batches))
+        return vectors
+
+    def _batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], TokenArray]]:
+        tokens: list[TokenArray] = []
+        for start in range(0, len(texts), BATCH_TEXTS):
+            # A lone surrogate, as in the name of a file that is not UTF-8, has no encoding that tokenizers accepts.
+            chunk = [text.encode("utf-8", "replace").decode() for text in texts[start : start + BATCH_TEXTS]]
+            tokens += (np.array(text.ids, np.uint16) for text in self._tokenizer.encode_batch_fast(chunk))
+        # The longest first, so that no thread is left alone with one of them at the end.
+        order = sorted(range(len(texts)), key=lambda row: len(tokens[row]), reverse=True)
+        for length, members in groupby(order, key=lambda row: len(tokens[row])):
+            while rows := list(islice(members, max(1, BATCH_TOKENS // length))):
+                yield rows, np.stack([tokens[row] for row in rows])
+
+    def _forward(self, tokens: TokenArray) -> FloatArray:
+        # tokens: (texts, length)
+        texts, length = tokens.shape
+        embedded = self._words[tokens] + self._positions[:length]  # (texts, length, width)
+        x = self._norm(np.ascontiguousarray(embedded.reshape(-1, WIDTH).T))  # (width, tokens)
+        for layer in self._layers:
+            x = layer(x, length)
+        mean: FloatArray = x.reshape(WIDTH, texts, length).mean(2).T  # (texts, width)
+        return mean
+
+
+class Tensors:
+    """A safetensors file (https://github.com/huggingface/safetensors#format), mapped into memory.
+
+    The package of that name copies each tensor it hands out, 70 ms for this file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            raw = np.memmap(path, np.uint8, mode="r")
+            data = 8 + int(raw[:8].view("<u8")[0])
+            self._entries = dict(json.loads(raw[8:data].tobytes()))
+            self._data = raw[data:]
+            end = max(entry["data_offsets"][1] for name, entry in self._entries.items() if name != "__metadata__")
+            if end != len(self._data):
+                raise ValueError(f"{len(self._data)} bytes of data, not {end}")
+        except (OSError, ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
+            raise WeightsError(f"{path} cannot be read as a safetensors file ({error}); fetch it again") from error
+
+    def take(self, name: str, *shape: int) -> FloatArray:
+        try:
+            entry = self._entries[name]
+            begin, end = entry["data_offsets"]
+            if entry["dtype"] != "F32" or entry["shape"] != list(shape):
+                raise ValueError(f"is {entry['dtype']} {entry['shape']}, not F32 {list(shape)}")
+            return np.asarray(self._data[begin:end].view("<f4").reshape(shape))
+        except (KeyError, TypeError, ValueError) as error:
+            raise WeightsError(f"{self._path}: {name} is missing or damaged ({error}); fetch it again") from error
+
+    def linear(self, name: str, width_in: int, width_out: int) -> Linear:
+        return Linear(self.take(f"{name}.weight", width_out, width_in), self.take(f"{name}.bias", width_out))
+
+    def norm(self, name: str) -> LayerNorm:
+        return LayerNorm(self.take(f"{name}.weight", WIDTH), self.take(f"{name}.bias", WIDTH))
+
+    def layer(self, name: str) -> Layer:
+        attention, output = f"{name}attention.", f"{name}output."
+        query, key, value = (self.linear(f"{attention}self.{part}", WIDTH, WIDTH) for part in ("query", "key", "value"))
+        mix = self.linear(f"{attention}output.dense", WIDTH, WIDTH)
+        widen = self.linear(f"{name}intermediate.dense", WIDTH, HIDDEN)
+        narrow = self.linear(f"{output}dense", HIDDEN, WIDTH)
+        norms = self.norm(f"{attention}output.LayerNorm"), self.norm(f"{output}LayerNorm")
+        return Layer(query, key, value, mix, norms[0], widen, narrow, norms[1])

@@ -1,0 +1,92 @@
+"""What several test files share: where the test data is, and a folder of real pictures."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import FakeEncoder
+from hypothesis import HealthCheck, settings
+from PIL import Image
+
+from indexer.pipeline import Report, build
+
+# The machines that run this differ in speed, and a slow example is no failure.
+settings.register_profile("house", deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+settings.load_profile("house")
+
+DATA = Path(os.environ.get("SEARCHENGINE_DATA") or Path(__file__).parent.parent.parent / "shared" / "data")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The shared test data: captioned photos and nasty files. Tests that need it are skipped where it is absent."""
+    if not DATA.is_dir():
+        pytest.skip(f"the test data is not at {DATA}; SEARCHENGINE_DATA names another folder")
+    return DATA
+
+
+def painted(seed: int, *, width: int = 60, height: int = 40) -> Image.Image:
+    """A small picture of coloured blocks; each seed gives a clearly different one."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)
+
+
+@pytest.fixture
+def paint(tmp_path: Path) -> Callable[..., Path]:
+    """paint("folder/name.png", seed): writes a picture below the test's own folder, and returns its path."""
+
+    def write(name: str | Path, seed: int = 0) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        painted(seed).save(path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of a dozen distinct pictures in several formats and subfolders; some are real photos where there are any."""
+    folder = tmp_path / "photos"
+    (folder / "2023" / "beach").mkdir(parents=True)
+    (folder / "2024").mkdir()
+    for number, name in enumerate(
+        (
+            "red.png",
+            "2023/a.jpg",
+            "2023/b.jpg",
+            "2023/beach/c.webp",
+            "2023/beach/d.png",
+            "2024/e.bmp",
+            "2024/f.tif",
+            "g.gif",
+        )
+    ):
+        painted(100 + number).save(folder / name)
+    real = sorted((DATA / "coco_cc").rglob("*.jpg"))[:4]
+    for number in range(4):
+        if real:
+            shutil.copyfile(real[number], folder / "2024" / f"real-{number}.jpg")
+        else:
+            painted(200 + number, width=320, height=240).save(folder / "2024" / f"real-{number}.jpg")
+    return folder
+
+
+@pytest.fixture
+def encoder() -> FakeEncoder:
+    return FakeEncoder()
+
+
+@pytest.fixture
+def index_photos(tmp_path: Path, encoder: FakeEncoder) -> Callable[..., Report]:
+    """index_photos(folder, ...): brings the index `tmp_path / "index"` up to date."""
+
+    def run(*stores: Path, **options: object) -> Report:
+        return build(tmp_path / "index", stores, encoder=encoder, **options)  # type: ignore[arg-type]
+
+    return run
