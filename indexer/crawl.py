@@ -35,7 +35,9 @@ listing = sa.Table(
 
 @dataclass(frozen=True, kw_only=True)
 class Globs:
-    """Patterns over a file's name or its path below the folder, as in a shell; case does not matter.
+    """Patterns over a file's name or its path below the folder, where ``*`` crosses folders; case does not matter.
+
+    A path is matched with and without a slash before it, so that ``*/screenshots/*`` means the topmost folder too.
 
     With `include`, a run looks only at files that match one; the others stay in the index as they are.
     Files that match an `exclude` are left out of the index.
@@ -75,14 +77,14 @@ class Crawl:
         with self.engine.begin() as connection:
             _scratch.drop_all(connection)
             _scratch.create_all(connection, checkfirst=False)
-        rows: list[dict[str, object]] = []
+        rows: list[tuple[bytes, int, int]] = []
         for item in self.store.scan():
             if isinstance(item, Unlistable):
                 self.unlistable.append(item)
                 continue
             if not self._wanted(item.key):
                 continue
-            rows.append({"key": item.key, "size_bytes": item.size_bytes, "mtime_ns": item.mtime_ns})
+            rows.append((encode_key(item.key), item.size_bytes, item.mtime_ns))
             if len(rows) == ROWS_PER_INSERT:
                 self._insert(rows)
         self._insert(rows)
@@ -104,9 +106,6 @@ class Crawl:
             for key, size_bytes, mtime_ns, is_known in keys:
                 yield Change(listed=StoredPhoto(key, size_bytes, mtime_ns), known=bool(is_known))
 
-    def count_changes(self) -> int:
-        return self.scanned - self.count_unchanged() - self.count_still_failing()
-
     def former_row_of(self, content_hash: bytes, *, taken: Container[int]) -> int | None:
         """The id, not one of `taken`, of a known photo with this content whose file is gone: the one that moved."""
         query = (
@@ -123,8 +122,23 @@ class Crawl:
         return [row.id for row in self._rows(query) if self._is_gone(row.key)]
 
     def gone_failures(self) -> list[tuple[str, str]]:
-        query = sa.select(failures.c.store, failures.c.key).where(*self._not_listed(failures))
-        return [(row.store, row.key) for row in self._rows(query) if self._is_gone(row.key)]
+        """Names of failed files that are gone, or that are what the index knew before they failed."""
+        names = sa.select(failures.c.store, failures.c.key)
+        unchanged = sa.exists().where(listing.c.key == failures.c.key, *_same_as(images, self.store.name))
+        gone = [row for row in self._rows(names.where(*self._not_listed(failures))) if self._is_gone(row.key)]
+        as_before = self._rows(names.where(failures.c.store == self.store.name, unchanged))
+        return [(row.store, row.key) for row in (*gone, *as_before)]
+
+    def has_other_photo(self, content_hash: bytes, *, key: str) -> bool:
+        """Whether the index has a photo of this content under another name than `key` in this store."""
+        query = (
+            sa.select(images.c.id)
+            .join(vectors, vectors.c.id == images.c.vector_id)
+            .where(vectors.c.content_hash == content_hash)
+            .where(sa.or_(images.c.store != self.store.name, images.c.key != key))
+            .limit(1)
+        )
+        return bool(self._rows(query))
 
     def _not_listed(self, table: sa.Table) -> tuple[sa.ColumnElement[bool], ...]:
         return (
@@ -135,7 +149,7 @@ class Crawl:
 
     def _is_gone(self, key: str) -> bool:
         """Not listed, and neither because its folder could not be, nor because this run does not look at it."""
-        if any(key.startswith(part.prefix) for part in self.unlistable):
+        if any(key == part.prefix or key.startswith(os.path.join(part.prefix, "")) for part in self.unlistable):
             return False
         path = key.removeprefix(self.store.prefix)
         return self.globs.excludes(path) or self.globs.includes(path)
@@ -143,13 +157,16 @@ class Crawl:
     def _wanted(self, key: str) -> bool:
         if os.path.splitext(key)[1].lower() not in EXTENSIONS:
             return False
+        if not self.globs.include and not self.globs.exclude:
+            return True
         path = key.removeprefix(self.store.prefix)
         return self.globs.includes(path) and not self.globs.excludes(path)
 
-    def _insert(self, rows: list[dict[str, object]]) -> None:
+    def _insert(self, rows: list[tuple[bytes, int, int]]) -> None:
         if rows:
             with self.engine.begin() as connection:
-                connection.execute(sa.insert(listing), rows)
+                # Past SQLAlchemy, whose handling of parameters would take longer than listing the files does.
+                connection.exec_driver_sql("INSERT INTO listing (key, size_bytes, mtime_ns) VALUES (?, ?, ?)", rows)
             self.scanned += len(rows)
             rows.clear()
 
@@ -185,5 +202,5 @@ def _same_as(table: sa.Table, store: str) -> tuple[sa.ColumnElement[bool], ...]:
 
 def _matches(path: str, patterns: tuple[str, ...]) -> bool:
     lowered = path.lower()
-    name = os.path.basename(lowered)
-    return any(fnmatch.fnmatchcase(lowered, p.lower()) or fnmatch.fnmatchcase(name, p.lower()) for p in patterns)
+    names = (os.path.basename(lowered), lowered, f"/{lowered}")
+    return any(fnmatch.fnmatchcase(name, pattern.lower()) for name in names for pattern in patterns)

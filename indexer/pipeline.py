@@ -1,6 +1,6 @@
 """scan -> read, hash, decode (threads) -> batches -> encoder -> writer: bring an index up to date with its stores.
 
-At most `2 * batch_size + workers` photos are under way at a time and crops are small, so memory does not grow with the
+At most `3 * batch_size + workers` photos are under way at a time and crops are small, so memory does not grow with the
 library. A file that cannot be used costs that file alone and is recorded with its reason.
 """
 
@@ -12,9 +12,9 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,12 @@ from sqlalchemy.pool import StaticPool
 from indexer.crawl import Change, Crawl, Globs
 from indexer.writer import FailedPhoto, IndexWriter, NewPhoto
 from searchengine.decode import DEFAULT_LIMITS, DecodeLimits, Photo, decode_bytes, inspect_bytes
-from searchengine.errors import ImageError
-from searchengine.index.layout import IndexPaths, index_folder
-from searchengine.index.schema import connect_for_writing, migrate
+from searchengine.errors import ImageError, IndexNotFound, IndexUnusable, UsageError
+from searchengine.index.layout import IndexPaths, index_folder, read_identity
+from searchengine.index.schema import connect_for_reading, migrate
 from searchengine.metadata import PhotoMetadata
 from searchengine.stores import ImageStore, open_store
+from searchengine.text import printable
 from searchengine.vectors import Encoder
 
 COMMIT_EVERY_PHOTOS = 2000
@@ -42,7 +43,7 @@ COMMIT_EVERY_SECONDS = 20.0
 class Report:
     """What a run did: scanned = added + updated + moved + unchanged + failed.
 
-    `duplicates` counts those of the added and updated photos whose content the index already had.
+    `duplicates` counts those of the added and updated photos that are exact copies of other photos in the index.
     `images_per_second` is the rate at which photos were embedded.
     """
 
@@ -90,9 +91,11 @@ def build(
 ) -> Report:
     """Bring the index in the folder `index` up to date with `stores` (local folders); make it if there is none.
 
-    Raises StoreUnusable, IndexUnusable and its kin, ModelMismatch. Once `stop` is set, the run commits what is done
-    and raises KeyboardInterrupt; the next run takes up from there.
+    Raises UsageError, StoreUnusable, IndexUnusable and its kin, ModelMismatch. Once `stop` is set, the run commits what
+    is done and raises KeyboardInterrupt; the next run takes up from there.
     """
+    if batch_size < 1 or (workers or 0) < 0:
+        raise UsageError(f"batch_size is {batch_size}, workers {workers}; give at least 1, or workers 0 for all cores")
     opened = _open_stores(stores)
     globs = Globs(include=tuple(include), exclude=tuple(exclude))
     with IndexWriter(index, encoder=encoder) as writer:
@@ -117,22 +120,42 @@ def plan(
     exclude: Sequence[str] = (),
 ) -> Report:
     """What `build` would find, told from the listing alone: a moved photo counts as one added and one deleted."""
-    database = IndexPaths(index_folder(index)).database
+    opened = _open_stores(stores)
     globs = Globs(include=tuple(include), exclude=tuple(exclude))
-    engine = connect_for_writing(database) if database.exists() else _empty_index()
     report = Report()
     started = time.monotonic()
-    for store in _open_stores(stores):
-        crawl = Crawl(store=store, globs=globs, engine=engine)
-        crawl.list_store()
-        _count_known(report, crawl)
-        for change in crawl.changes():
-            report.updated += change.known
-            report.added += not change.known
-        report.deleted += len(crawl.gone())
-    engine.dispose()
+    with _tables_as_they_are(index_folder(index)) as engine:
+        for store in opened:
+            crawl = Crawl(store=store, globs=globs, engine=engine)
+            crawl.list_store()
+            _count_known(report, crawl)
+            for change in crawl.changes():
+                report.updated += change.known
+                report.added += not change.known
+            report.deleted += len(crawl.gone())
     report.seconds = time.monotonic() - started
     return report
+
+
+@contextmanager
+def _tables_as_they_are(folder: Path) -> Iterator[sa.Engine]:
+    """The tables of an index that may not be there yet, on a connection that can write nothing but temporary tables."""
+    try:
+        read_identity(folder)
+    except IndexNotFound:
+        engine = sa.create_engine("sqlite://", poolclass=StaticPool)
+        migrate(engine, folder)
+    else:
+        engine = connect_for_reading(IndexPaths(folder).database, poolclass=StaticPool)
+    try:
+        yield engine
+    except sa.exc.DBAPIError as error:
+        raise IndexUnusable(
+            f"the tables of the index at {printable(str(folder))} cannot be read ({error.orig}); check the disk and "
+            "permissions, restore the index, or index again"
+        ) from error
+    finally:
+        engine.dispose()
 
 
 # What a worker thread makes of one file.
@@ -189,6 +212,7 @@ class _Run:
         self.known = _KnownContent(IndexPaths(writer.folder).database)
         self.to_encode: list[_Decoded] = []
         self.waiting: list[_Known] = []
+        self.recorded: set[bytes] = set()  # contents of photos that the next commit will hold
         self.moved_rows: set[int] = set()
         self.embedded = 0
         self.last_commit = self.started
@@ -204,14 +228,14 @@ class _Run:
         crawl.list_store()
         for part in crawl.unlistable:
             self.on_skip(part.prefix, f"cannot be listed: {part.reason}; what the index knows of it stays")
-        _count_known(self.report, crawl)
-        total = crawl.count_changes()
+        total = _count_known(self.report, crawl)
         self.on_progress(Progress(done=0, total=total))
-        for done, outcome in enumerate(self._read_all(crawl), start=1):
-            self._take(outcome, crawl)
-            self._stop_if_asked(crawl)
-            if done % self.batch_size == 0 or done == total:
-                self.on_progress(Progress(done=done, total=total))
+        with closing(self._read_all(crawl)) as outcomes:
+            for done, outcome in enumerate(outcomes, start=1):
+                self._take(outcome, crawl)
+                self._stop_if_asked(crawl)
+                if done % self.batch_size == 0 or done == total:
+                    self.on_progress(Progress(done=done, total=total))
         self._encode(crawl)
         gone = [image_id for image_id in crawl.gone() if image_id not in self.moved_rows]
         self.writer.remove_photos(gone)
@@ -224,7 +248,7 @@ class _Run:
             self._commit(finished=True)
             raise KeyboardInterrupt
 
-    def _read_all(self, crawl: Crawl) -> Iterator[_Decoded | _Known | _Failed]:
+    def _read_all(self, crawl: Crawl) -> Generator[_Decoded | _Known | _Failed, None, None]:
         """Files in order, read and decoded ahead by threads (Pillow decodes without the interpreter's lock)."""
         changes = crawl.changes()
         ahead = 2 * self.batch_size + self.workers
@@ -293,9 +317,15 @@ class _Run:
             moved_from = None
             if not known.change.known:
                 moved_from = crawl.former_row_of(known.content_hash, taken=self.moved_rows)
-            if moved_from is None:
+            if moved_from is None and self._is_copy(crawl, known):
                 self.report.duplicates += 1
             self._record(crawl, known.change, known.content_hash, known.metadata, moved_from=moved_from)
+
+    def _is_copy(self, crawl: Crawl, known: _Known) -> bool:
+        """Its content is that of another photo, not just its own from before, or that of a photo long deleted."""
+        return known.content_hash in self.recorded or crawl.has_other_photo(
+            known.content_hash, key=known.change.listed.key
+        )
 
     def _record(
         self, crawl: Crawl, change: Change, content_hash: bytes, metadata: PhotoMetadata, *, moved_from: int | None
@@ -309,6 +339,7 @@ class _Run:
                 moved_from=moved_from,
             )
         )
+        self.recorded.add(content_hash)
         if moved_from is not None:
             self.moved_rows.add(moved_from)
             self.report.moved += 1
@@ -322,6 +353,7 @@ class _Run:
         self.report.images_per_second = self.embedded / max(self.report.seconds, 1e-9)
         self.writer.commit(report=self.report.as_dict(), finished=finished)
         self.known.keep_pending({decoded.content_hash for decoded in self.to_encode})
+        self.recorded.clear()
         self.last_commit = time.monotonic()
 
 
@@ -356,6 +388,8 @@ class _KnownContent:
 
 def _open_stores(locations: Iterable[str | os.PathLike[str]]) -> list[ImageStore]:
     """One store for each location; a folder inside another one is listed only once."""
+    if isinstance(locations, str | bytes | os.PathLike):  # as a sequence, "~/Pictures" would begin with all of "~"
+        raise UsageError(f"stores is {locations!r}; it must be a list of folders")
     stores = {store.prefix: store for store in (open_store(os.fspath(location)) for location in locations)}
     return [
         store
@@ -364,13 +398,10 @@ def _open_stores(locations: Iterable[str | os.PathLike[str]]) -> list[ImageStore
     ]
 
 
-def _count_known(report: Report, crawl: Crawl) -> None:
+def _count_known(report: Report, crawl: Crawl) -> int:
+    """Count what need not be read; return the number of files that are new or changed."""
+    unchanged, still_failing = crawl.count_unchanged(), crawl.count_still_failing()
     report.scanned += crawl.scanned
-    report.unchanged += crawl.count_unchanged()
-    report.failed += crawl.count_still_failing()
-
-
-def _empty_index() -> sa.Engine:
-    engine = sa.create_engine("sqlite://", poolclass=StaticPool)
-    migrate(engine, Path("memory"))
-    return engine
+    report.unchanged += unchanged
+    report.failed += still_failing
+    return crawl.scanned - unchanged - still_failing

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,11 +32,23 @@ from searchengine.index.layout import (
     read_identity,
     write_identity,
 )
-from searchengine.index.schema import connect_for_writing, failures, images, migrate, runs, segments, vectors
+from searchengine.index.schema import (
+    connect_for_reading,
+    connect_for_writing,
+    failures,
+    images,
+    migrate,
+    runs,
+    segments,
+    vectors,
+)
 from searchengine.metadata import PhotoMetadata
 from searchengine.stores import StoredPhoto
 from searchengine.text import printable
 from searchengine.vectors import Encoder, FloatMatrix, check_unit_rows
+
+# Unlike the size of any file, so that a failure recorded with it is tried again by the next run.
+NO_SIZE = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,23 +119,30 @@ class IndexWriter:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._close()
+        if isinstance(error, sa.exc.DBAPIError | sqlite3.Error):
+            raise self._unusable(error) from error
 
     def _close(self) -> None:
         self.engine.dispose()
         self._lock.release()
 
     def _prepare(self) -> None:
-        if not self._paths.identity.exists() and self._paths.database.exists():
-            raise IndexFormatError(
-                f"the index at {printable(str(self.folder))} has lost its index.json; restore it or index again"
-            )
+        is_new = not self._paths.identity.exists()
+        if not is_new:
+            check_same_encoder(read_identity(self.folder), self._identity, folder=self.folder)
         migrate(self.engine, self._paths.database)
-        # The tables come first: a folder with index.json is always a whole index.
-        if not self._paths.identity.exists():
+        # The tables come first: a folder with index.json is always a whole index. Tables that never held a vector are
+        # what a process leaves that was killed between the two.
+        if is_new:
+            with self.engine.begin() as connection:
+                was_used = _next_id(connection, "vectors") > 1
+            if was_used:
+                raise IndexFormatError(
+                    f"the index at {printable(str(self.folder))} has lost its index.json; restore it or index again"
+                )
             write_identity(self.folder, self._identity)
-        check_same_encoder(read_identity(self.folder), self._identity, folder=self.folder)
         process = f"process {os.getpid()} on {socket.gethostname()}"
         with self.engine.begin() as connection:
             result = connection.execute(sa.insert(runs).values(started_at=_now(), process=process))
@@ -198,11 +218,9 @@ class IndexWriter:
     def _holder(self) -> str:
         """Who writes: the newest unfinished run, as far as it can be read."""
         try:
-            engine = connect_for_writing(self._paths.database)
-            with engine.begin() as connection:
+            with connect_for_reading(self._paths.database).connect() as connection:
                 query = sa.select(runs.c.process, runs.c.started_at).where(runs.c.finished_at.is_(None))
                 row = connection.execute(query.order_by(runs.c.id.desc()).limit(1)).one_or_none()
-            engine.dispose()
         except sa.exc.DBAPIError:
             return ""
         return f" ({row[0]}, since {row[1]})" if row else ""
@@ -210,20 +228,24 @@ class IndexWriter:
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:
         """A full or read-only disk stops the run with the last commit intact."""
-        shown = printable(str(self.folder))
         try:
             yield
-        except (OSError, sa.exc.DBAPIError) as error:
-            reason = error.orig if isinstance(error, sa.exc.DBAPIError) else error.strerror or error
-            raise IndexUnusable(
-                f"the index at {shown} cannot be written: {reason}; free space or fix permissions, then run again "
-                "(everything committed so far is safe)"
-            ) from error
-        except RuntimeError as error:  # how FAISS reports a failed write
-            raise IndexUnusable(
-                f"the index at {shown} cannot be written: {str(error).splitlines()[0][:200]}; free space, then run "
-                "again (everything committed so far is safe)"
-            ) from error
+        except (OSError, sa.exc.DBAPIError, RuntimeError) as error:  # RuntimeError is how FAISS reports a failed write
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: Exception) -> IndexUnusable:
+        shown = printable(str(self.folder))
+        cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+        # SQLite tells damage by the bare class, and what can pass (a full disk, a lock) by a class below it.
+        if type(cause) is sqlite3.DatabaseError:
+            return IndexFormatError(
+                f"the tables of the index at {shown} are damaged ({cause}); restore it or index again"
+            )
+        reason = getattr(cause, "strerror", None) or str(cause).partition("\n")[0][:200] or type(cause).__name__
+        return IndexUnusable(
+            f"the index at {shown} cannot be written: {reason}; free space or fix permissions, then run again "
+            "(everything committed so far is safe)"
+        )
 
 
 def check_same_encoder(known: IndexIdentity, wanted: IndexIdentity, *, folder: Path) -> None:
@@ -274,7 +296,9 @@ def _record_photos(connection: sa.Connection, batch: Batch) -> None:
         connection.execute(sa.delete(failures).where(failures.c.store == name["store"], failures.c.key == name["key"]))
         if failure.damaged:
             connection.execute(sa.delete(images).where(images.c.store == name["store"], images.c.key == name["key"]))
-        facts = {"size_bytes": failure.listed.size_bytes, "mtime_ns": failure.listed.mtime_ns, "reason": failure.reason}
+        # What could just not be read may be readable next time, though its size and time stay: permissions, a network.
+        size_bytes = failure.listed.size_bytes if failure.damaged else NO_SIZE
+        facts = {"size_bytes": size_bytes, "mtime_ns": failure.listed.mtime_ns, "reason": failure.reason}
         connection.execute(sa.insert(failures).values(name | facts))
 
 

@@ -52,7 +52,10 @@ def read_captions(file: str | os.PathLike[str], *, images: str | os.PathLike[str
 
 
 def _plain(content: Any) -> list[tuple[str, list[str]]]:
-    return [(entry["file"] if "file" in entry else entry["file_name"], list(entry["captions"])) for entry in content]
+    entries = [(entry["file"] if "file" in entry else entry["file_name"], entry["captions"]) for entry in content]
+    if any(not isinstance(captions, list) for _, captions in entries):  # a text would pass for a list of letters
+        raise TypeError("captions must be a list")
+    return entries
 
 
 def _coco(content: dict[str, Any]) -> list[tuple[str, list[str]]]:

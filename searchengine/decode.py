@@ -92,7 +92,10 @@ def decode_bytes(data: bytes, *, image_size: int, limits: DecodeLimits = DEFAULT
 
 
 def inspect_bytes(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> PhotoMetadata:
-    """Size and EXIF from the header alone; only a PNG is decoded, for its EXIF may follow its pixels. Raises ImageError."""
+    """Size and EXIF from the header alone; only a PNG is decoded, for its EXIF may follow its pixels.
+
+    Raises ImageError.
+    """
     image = open_image(data, limits=limits)
     return read_metadata(image, size=image.size)
 
@@ -177,7 +180,8 @@ def _to_8_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     low, high = min(float(finite.min()), 0.0), float(finite.max())
     # Data that fits a usual depth keeps that depth's white; otherwise its own maximum is white.
     white = next((white for white in (1.0, 255.0, 65535.0) if high <= white), high)
-    return np.clip((finite - low) * (255.0 / max(white - low, 1e-6)), 0, 255).astype(np.uint8)
+    grey: NDArray[np.uint8] = np.clip((finite - low) * (255.0 / max(white - low, 1e-6)), 0, 255).astype(np.uint8)
+    return grey
 
 
 def _centre(image: Image.Image, *, width: int, height: int) -> Image.Image:

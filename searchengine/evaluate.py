@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from searchengine.captions import CaptionedPhoto
 from searchengine.decode import DEFAULT_LIMITS, decode_bytes
-from searchengine.errors import ImageError, UsageError
+from searchengine.errors import ImageError, ModelMismatch, UsageError
 from searchengine.index.reader import Index
 from searchengine.stores.local import read_local
+from searchengine.text import printable
 from searchengine.vectors import Encoder, FloatMatrix, PixelBatch
 
 T = TypeVar("T")
@@ -70,8 +71,14 @@ def evaluate(
     """Hold `encoder` against captions: the right answer of a caption is its own photo, and the other way round.
 
     Vectors come from `index` where it has the content, and are computed, but not stored, where it lacks it. Photos
-    that cannot be decoded are left out and listed. Raises UsageError if none is left.
+    that cannot be decoded are left out and listed. Raises UsageError if none is left, ModelMismatch if `index` is of
+    another encoder.
     """
+    if index is not None and index.identity.fingerprint != encoder.fingerprint:
+        raise ModelMismatch(
+            f"the index at {printable(str(index.folder))} was made by encoder {index.identity.encoder}, not by "
+            f"{encoder.name}; evaluate with its own encoder, or without an index"
+        )
     kept: list[CaptionedPhoto] = []
     failed: list[tuple[Path, str]] = []
     pieces: list[FloatMatrix] = []
@@ -107,7 +114,7 @@ def text_to_image(texts: FloatMatrix, images: FloatMatrix, owner: NDArray[np.int
     for start in range(0, len(texts), ROWS_PER_BLOCK):
         scores = texts[start : start + ROWS_PER_BLOCK] @ images.T
         own = owner[start : start + ROWS_PER_BLOCK]
-        ranks.append(_ranks(scores, scores[np.arange(len(own)), own]))
+        ranks.append(_ranks(scores, own[:, None] == np.arange(len(images))))
     return _retrieval(np.concatenate(ranks))
 
 
@@ -116,16 +123,21 @@ def image_to_text(texts: FloatMatrix, images: FloatMatrix, owner: NDArray[np.int
     ranks = []
     for start in range(0, len(images), ROWS_PER_BLOCK):
         scores = images[start : start + ROWS_PER_BLOCK] @ texts.T
-        is_own = owner[None, :] == np.arange(start, start + len(scores))[:, None]
-        ranks.append(_ranks(scores, np.where(is_own, scores, -np.inf).max(axis=1)))
+        ranks.append(_ranks(scores, np.arange(start, start + len(scores))[:, None] == owner))
     return _retrieval(np.concatenate(ranks))
 
 
-def _ranks(scores: FloatMatrix, own: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Rank of `own[i]` in row i; equal scores share the mean of their ranks, so that a constant scores badly."""
-    better = (scores > own[:, None]).sum(axis=1)
-    equal = (scores == own[:, None]).sum(axis=1)
-    ranks: NDArray[np.float64] = better + (equal + 1) / 2
+def _ranks(scores: FloatMatrix, is_own: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Rank of the first right answer in each row of `scores` (q, n); `is_own` (q, n) tells which are right.
+
+    Where scores are equal it is the mean rank over all their orders, so that a constant scores badly: among n equals of
+    which r are right, the first right one comes at (n + 1) / (r + 1).
+    """
+    best = np.where(is_own, scores, -np.inf).max(axis=1, keepdims=True)
+    better = (scores > best).sum(axis=1)
+    equal = (scores == best).sum(axis=1)
+    right = ((scores == best) & is_own).sum(axis=1)
+    ranks: NDArray[np.float64] = better + (equal + 1) / (right + 1)
     return ranks
 
 

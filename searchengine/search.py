@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 MAX_QUERY_CHARACTERS = 100_000
 
+# Ranks come from FAISS and photos from SQLite; a commit between the two makes a search start over, so that it sees the
+# index as it was before or after. Commits are many seconds apart, so a second attempt nearly always does.
+ATTEMPTS = 5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
@@ -93,17 +97,26 @@ class Searcher:
         if k < 1 or offset < 0:
             raise UsageError(f"k is {k} and offset {offset}; k must be at least 1, offset at least 0")
         query = check_unit_rows(np.asarray(vector)[None], dim=self.index.dim)
-        among = self.index.vector_ids(filters) if filters else None
-        wanted = offset + k
-        scores, ids = self.index.search(query, k=wanted + (without is not None), among=among)
-        found = [(float(s), int(i)) for s, i in zip(scores[0], ids[0], strict=True) if i >= 0 and i != without]
-        photos = self.index.images_of([vector_id for _, vector_id in found], filters=filters)
-        rows = [(score, row) for score, vector_id in found for row in photos.get(vector_id, ())][offset:wanted]
+        for _ in range(ATTEMPTS):
+            version = self.index.snapshot().version
+            rows = self._ranked(query, k=offset + k, filters=filters, without=without)[offset:]
+            if self.index.snapshot().version == version:
+                break
         relevances = self._background.relevance(query[0], np.asarray([score for score, _ in rows], np.float32))
         return [
             _hit(rank, score, float(relevance), row)
             for rank, ((score, row), relevance) in enumerate(zip(rows, relevances, strict=True), start=offset + 1)
         ]
+
+    def _ranked(
+        self, query: FloatMatrix, *, k: int, filters: Filters | None, without: int | None
+    ) -> list[tuple[float, ImageRow]]:
+        """The k best photos with their scores, for a query of shape (1, dim)."""
+        among = self.index.vector_ids(filters) if filters else None
+        scores, ids = self.index.search(query, k=k + (without is not None), among=among)
+        found = [(float(s), int(i)) for s, i in zip(scores[0], ids[0], strict=True) if i >= 0 and i != without]
+        photos = self.index.images_of([vector_id for _, vector_id in found], filters=filters)
+        return [(score, row) for score, vector_id in found for row in photos.get(vector_id, ())][:k]
 
     def text_vector(self, text: str) -> FloatMatrix:
         """The unit vector (dim,) of a query text."""
@@ -157,7 +170,8 @@ NEGATIVE_WEIGHT = 0.5
 
 def _unusable(image: ImageSource, error: ImageError) -> QueryError:
     shown = printable(os.fspath(image)) if isinstance(image, str | os.PathLike) else "given"
-    return QueryError(f"the image {shown} cannot be a query: {error}; use another picture")
+    reason = str(error).removeprefix(f"{shown}: ")
+    return QueryError(f"the image {shown} cannot be a query: {reason}; use another picture")
 
 
 def _hit(rank: int, score: float, relevance: float, row: ImageRow) -> Hit:

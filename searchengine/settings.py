@@ -43,11 +43,11 @@ class Settings:
 
     @property
     def index_folder(self) -> Path:
-        return Path(self.index).expanduser() if self.index else _user_data() / "index"
+        return Path(os.path.expanduser(self.index)) if self.index else _user_data() / "index"
 
     @property
     def models_folder(self) -> Path:
-        return Path(self.models).expanduser() if self.models else _user_data() / "models"
+        return Path(os.path.expanduser(self.models)) if self.models else _user_data() / "models"
 
 
 NAMES = tuple(f.name for f in fields(Settings) if f.name != "origins")
@@ -104,10 +104,10 @@ def _checked(name: str, value: Any, origin: str) -> Any:
         return value
     try:
         number = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1
     low, high = BOUNDS[name]
-    if isinstance(value, bool) or not low <= number <= high:
+    if isinstance(value, bool | float) or not low <= number <= high:
         raise SettingError(
             f"setting {name} in {printable(origin)} is {value!r}, but must be a whole number from {low} to {high}"
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import random
 import struct
 import time
 import zlib
@@ -294,7 +293,6 @@ def test_a_damaged_exif_block_costs_the_exif_not_the_photo() -> None:
 def test_every_nasty_file_gives_a_crop_or_a_reason(data: Path) -> None:
     files = [file for file in sorted((data / "nasty").rglob("*")) if file.suffix.lower() in EXTENSIONS]
     assert len(files) > 500
-    files = random.Random(0).sample(files, 600)
     decoded = 0
     for file in files:
         try:
@@ -311,7 +309,7 @@ def test_every_nasty_file_gives_a_crop_or_a_reason(data: Path) -> None:
 
 def test_a_png_is_refused_whenever_pillow_alone_would_refuse_it(data: Path) -> None:
     """Looking at a PNG's metadata may not hide the damage that decoding its pixels would meet."""
-    for file in sorted((data / "nasty").rglob("*.png"))[:400]:
+    for file in sorted((data / "nasty").rglob("*.png")):
         content = file.read_bytes()
         try:
             open_image(content).load()

@@ -80,7 +80,7 @@ def read_identity(folder: Path) -> IndexIdentity:
     except ValueError as error:
         raise IndexFormatError(f"{shown}/index.json is damaged ({error}); restore it or index again") from None
     version = fields.get("format_version") if isinstance(fields, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if type(version) is int and version > FORMAT_VERSION:
         raise IndexFormatError(
             f"the index at {shown} has format {version}, this program knows up to {FORMAT_VERSION}; "
             "upgrade searchengine, or index into another folder"
@@ -89,8 +89,14 @@ def read_identity(folder: Path) -> IndexIdentity:
         identity = IndexIdentity(**fields)
     except TypeError as error:
         raise IndexFormatError(f"{shown}/index.json is incomplete ({error}); restore it or index again") from None
-    if identity.metric != METRIC or not isinstance(identity.dim, int) or identity.dim < 1:
+    if identity.metric != METRIC or type(identity.dim) is not int or identity.dim < 1:
         raise IndexFormatError(f"{shown}/index.json names an unknown metric or dimension; restore it or index again")
+    if (
+        type(version) is not int
+        or version < 1
+        or not all(isinstance(text, str) for text in (identity.encoder, identity.fingerprint))
+    ):
+        raise IndexFormatError(f"{shown}/index.json has no valid version or encoder; restore it or index again")
     return identity
 
 

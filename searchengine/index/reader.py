@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from searchengine.errors import IndexFormatError, IndexUnusable
+from searchengine.errors import IndexFormatError
 from searchengine.index.filters import Filters
 from searchengine.index.layout import IndexIdentity, IndexPaths, index_folder, read_identity
 from searchengine.index.schema import connect_for_reading, failures, images, runs, schema_version, segments, vectors
@@ -89,7 +90,8 @@ class Index:
             )
         self._engine = connect_for_reading(self._paths.database)
         self._lock = threading.Lock()
-        self._watch = self._connect()
+        with self._errors_named():
+            self._watch = self._engine.connect()
         self._snapshot: Snapshot | None = None
         self._snapshot_version = -1
 
@@ -109,8 +111,8 @@ class Index:
 
     def snapshot(self) -> Snapshot:
         """The newest committed state; loaded anew only after a commit."""
-        with self._lock:
-            version = int(self._read(self._watch, sa.text("PRAGMA data_version")).scalar_one())
+        with self._lock, self._errors_named():
+            version = int(self._watch.exec_driver_sql("PRAGMA data_version").scalar_one())
             self._watch.rollback()
             if self._snapshot is None or version != self._snapshot_version:
                 self._snapshot = self._load(version)
@@ -121,18 +123,15 @@ class Index:
         """Exact inner-product search.
 
         `queries` is float32 (q, dim), unit rows; `among` narrows it to those vector ids. Returns scores
-        float32 (q, k'), falling, and vector ids int64 (q, k'), with k' = min(k, number of vectors).
+        float32 (q, k'), falling, and vector ids int64 (q, k'), with k' = min(k, number of vectors). Equal scores
+        come in the order of their ids.
         """
         snapshot = self.snapshot()
         allowed = snapshot.alive if among is None else among
         selector = None if allowed is None else faiss.IDSelectorBatch(allowed)
         parameters = None if selector is None else faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
         width = min(k, len(snapshot) if allowed is None else len(allowed))
-        found = [
-            segment.faiss_index.search(queries, min(width, len(segment.ids)), params=parameters)
-            for segment in snapshot.segments
-            if width
-        ]
+        found = [_nearest(segment, queries, width, parameters) for segment in snapshot.segments if width]
         if not found:
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         scores = np.concatenate([scores for scores, _ in found], axis=1)
@@ -144,19 +143,19 @@ class Index:
     def vector_ids(self, filters: Filters) -> Ids:
         """Ids of the vectors that have at least one photo which passes `filters`, rising."""
         query = sa.select(images.c.vector_id).distinct().where(filters.condition())
-        with self._connect() as connection:
-            ids = [row[0] for row in self._read(connection, query)]
+        with self._reading() as connection:
+            ids = [row[0] for row in connection.execute(query)]
         return np.sort(np.asarray(ids, dtype=np.int64))
 
     def images_of(self, vector_ids: Sequence[int], *, filters: Filters | None = None) -> dict[int, list[ImageRow]]:
         """The photos of each vector that pass `filters`, in order of their ids."""
         rows: dict[int, list[ImageRow]] = {}
         condition = filters.condition() if filters else sa.true()
-        with self._connect() as connection:
+        with self._reading() as connection:
             for start in range(0, len(vector_ids), IDS_PER_STATEMENT):
                 piece = [int(i) for i in vector_ids[start : start + IDS_PER_STATEMENT]]
                 query = sa.select(images).where(images.c.vector_id.in_(piece), condition).order_by(images.c.id)
-                for row in self._read(connection, query):
+                for row in connection.execute(query):
                     rows.setdefault(row.vector_id, []).append(ImageRow(*row))
         return rows
 
@@ -167,9 +166,9 @@ class Index:
         return self._one_image(sa.and_(images.c.store == store, images.c.key == key))
 
     def vector_id_by_content(self, content_hash: bytes) -> int | None:
-        with self._connect() as connection:
+        with self._reading() as connection:
             query = sa.select(vectors.c.id).where(vectors.c.content_hash == content_hash)
-            found: int | None = self._read(connection, query).scalar_one_or_none()
+            found: int | None = connection.execute(query).scalar_one_or_none()
         return found
 
     def vector(self, vector_id: int) -> FloatMatrix:
@@ -210,8 +209,8 @@ class Index:
     def failed_photos(self) -> Iterator[tuple[str, str, str]]:
         """(store, key, reason) of each photo that could not be used, by key."""
         query = sa.select(failures.c.store, failures.c.key, failures.c.reason).order_by(failures.c.key)
-        with self._connect() as connection:
-            yield from self._read(connection, query)
+        with self._reading() as connection:
+            yield from connection.execute(query)
 
     def last_run(self) -> dict[str, Any] | None:
         """The newest run that committed: when it started and ended, and its counters."""
@@ -221,49 +220,52 @@ class Index:
             .order_by(runs.c.id.desc())
             .limit(1)
         )
-        with self._connect() as connection:
-            row = self._read(connection, query).one_or_none()
+        with self._reading() as connection:
+            row = connection.execute(query).one_or_none()
         return None if row is None else {"started_at": row[0], "finished_at": row[1], **row[2]}
 
     def size_bytes(self) -> int:
         """What the index takes on disk."""
-        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+        total = 0
+        for file in self.folder.rglob("*"):
+            with suppress(FileNotFoundError):  # a writer's temporary file
+                total += file.stat().st_size if file.is_file() else 0
+        return total
 
     def _one_image(self, condition: sa.ColumnElement[bool]) -> ImageRow | None:
-        with self._connect() as connection:
-            row = self._read(connection, sa.select(images).where(condition)).one_or_none()
+        with self._reading() as connection:
+            row = connection.execute(sa.select(images).where(condition)).one_or_none()
         return None if row is None else ImageRow(*row)
 
     def _scalar(self, query: sa.Executable) -> int:
-        with self._connect() as connection:
-            return int(self._read(connection, query).scalar_one())
+        with self._reading() as connection:
+            return int(connection.execute(query).scalar_one())
 
-    def _connect(self) -> sa.Connection:
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        """A connection that sees one committed state, however many statements it runs. Raises IndexFormatError."""
+        with self._errors_named(), self._engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN")
+            yield connection
+
+    @contextmanager
+    def _errors_named(self) -> Iterator[None]:
         try:
-            return self._engine.connect()
+            yield
         except sa.exc.DBAPIError as error:
-            raise self._unusable(error) from None
-
-    def _read(self, connection: sa.Connection, query: sa.Executable) -> Any:
-        try:
-            return connection.execute(query)
-        except sa.exc.DBAPIError as error:
-            raise self._unusable(error) from None
-
-    def _unusable(self, error: sa.exc.DBAPIError) -> IndexUnusable:
-        return IndexFormatError(
-            f"the tables of the index at {printable(str(self.folder))} cannot be read ({error.orig}); "
-            "check the disk and permissions, restore the index, or index again"
-        )
+            raise IndexFormatError(
+                f"the tables of the index at {printable(str(self.folder))} cannot be read ({error.orig}); "
+                "check the disk and permissions, restore the index, or index again"
+            ) from None
 
     def _load(self, version: int) -> Snapshot:
-        with self._connect() as connection:
+        with self._reading() as connection:
             schema_version(connection, self._paths.database)
-            rows = self._read(connection, sa.select(segments.c.file, segments.c.count).order_by(segments.c.id)).all()
+            rows = connection.execute(sa.select(segments.c.file, segments.c.count).order_by(segments.c.id)).all()
             dead = sa.select(vectors.c.id).where(~sa.exists().where(images.c.vector_id == vectors.c.id)).limit(1)
             alive: Ids | None = None
-            if self._read(connection, dead).first() is not None:
-                living = self._read(connection, sa.select(images.c.vector_id).distinct())
+            if connection.execute(dead).first() is not None:
+                living = connection.execute(sa.select(images.c.vector_id).distinct())
                 alive = np.sort(np.asarray([row[0] for row in living], dtype=np.int64))
         known = {segment.file: segment for segment in self._snapshot.segments} if self._snapshot else {}
         return Snapshot(
@@ -279,9 +281,26 @@ class Index:
         except RuntimeError as error:
             reason = "is missing" if not path.exists() else f"cannot be read ({str(error).splitlines()[0][:200]})"
             raise IndexFormatError(f"{printable(str(path))} {reason}; restore it or index again") from None
+        if not isinstance(loaded, faiss.IndexIDMap2) or not isinstance(
+            faiss.downcast_index(loaded.index), faiss.IndexFlatIP
+        ):
+            raise IndexFormatError(f"{printable(str(path))} is no segment of an index; restore it or index again")
         if loaded.ntotal != count or loaded.d != self.dim or loaded.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise IndexFormatError(
                 f"{printable(str(path))} holds {loaded.ntotal} vectors of dimension {loaded.d}, expected "
                 f"{count} of {self.dim}; restore it or index again"
             )
         return Segment(file=file, faiss_index=loaded, ids=faiss.vector_to_array(loaded.id_map))
+
+
+def _nearest(segment: Segment, queries: FloatMatrix, k: int, parameters: Any) -> tuple[FloatMatrix, Ids]:
+    """At least the k best of one segment. Of equal scores FAISS keeps whichever it likes, so it is asked for more until
+    what it leaves out is worse than the k-th: then no choice is left to it."""
+    count = len(segment.ids)
+    asked = k + 1
+    while True:
+        asked = min(asked, count)
+        scores, ids = segment.faiss_index.search(queries, asked, params=parameters)
+        if asked == count or np.all((scores[:, k - 1] > scores[:, -1]) | (ids[:, -1] < 0)):
+            return scores, ids
+        asked *= 2

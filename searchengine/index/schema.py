@@ -129,8 +129,8 @@ def connect_for_writing(database: Path) -> sa.Engine:
     return engine
 
 
-def connect_for_reading(database: Path) -> sa.Engine:
-    """Connections that cannot write; a fresh one for each use, so that threads never share one."""
+def connect_for_reading(database: Path, *, poolclass: type[sa.Pool] = NullPool) -> sa.Engine:
+    """Connections that cannot write; as a rule a fresh one for each use, so that threads never share one."""
     address = f"file:{quote(os.fsencode(database))}?mode=ro"
     # On a read-only disk SQLite cannot make the WAL's side files; without pending ones it need not.
     if not os.access(database.parent, os.W_OK) and not database.with_name(database.name + "-wal").exists():
@@ -138,7 +138,7 @@ def connect_for_reading(database: Path) -> sa.Engine:
     # Threads take turns on the one connection that outlives a call, so the check that each keeps its own is off.
     return sa.create_engine(
         "sqlite://",
-        poolclass=NullPool,
+        poolclass=poolclass,
         creator=lambda: sqlite3.connect(address, uri=True, check_same_thread=False),
     )
 

@@ -18,7 +18,7 @@ class StoredPhoto:
 
 @dataclass(frozen=True, slots=True)
 class Unlistable:
-    """A part of the store that could not be listed: nothing below `prefix` may be taken for deleted."""
+    """A file or folder that could not be listed: neither `prefix` nor what is below it may be taken for deleted."""
 
     prefix: str
     reason: str

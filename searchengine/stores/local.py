@@ -5,6 +5,7 @@ Names that are not UTF-8 travel as Python's surrogate escapes (PEP 383) and reac
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -20,15 +21,25 @@ LOCAL = "local"
 SKIPPED_FOLDERS = frozenset({"@eaDir", "node_modules"})
 
 
+# The year 2262, as far as SQLite's integers reach; some file systems hold later times.
+MAX_MTIME_NS = 2**63 - 1
+
+
 class LocalStore:
     name = LOCAL
 
     def __init__(self, location: str) -> None:
         self.root = Path(os.path.realpath(os.path.expanduser(location)))
         shown = printable(location)
-        if not self.root.exists():
-            raise StoreUnusable(f"the folder {shown} does not exist; check the path, or mount the disk it is on")
-        if not self.root.is_dir():
+        try:
+            mode = os.stat(self.root).st_mode
+        except FileNotFoundError:
+            raise StoreUnusable(
+                f"the folder {shown} does not exist; check the path, or mount the disk it is on"
+            ) from None
+        except OSError as error:
+            raise StoreUnusable(f"the folder {shown} cannot be read: {error.strerror}; check its permissions") from None
+        if not stat.S_ISDIR(mode):
             raise StoreUnusable(f"{shown} is a file, not a folder; give the folder that holds it")
         if not os.access(self.root, os.R_OK | os.X_OK):
             raise StoreUnusable(f"the folder {shown} cannot be read; check its permissions")
@@ -66,10 +77,11 @@ class LocalStore:
         except FileNotFoundError:
             return  # it vanished between listing and looking, or it is a dangling link
         except OSError as error:
-            yield Unlistable(entry.path, error.strerror or str(error))
+            if error.errno != errno.ELOOP:  # a link that leads to itself dangles too
+                yield Unlistable(entry.path, error.strerror or str(error))
             return
         if stat.S_ISREG(status.st_mode):
-            yield StoredPhoto(entry.path, status.st_size, status.st_mtime_ns)
+            yield StoredPhoto(entry.path, status.st_size, min(status.st_mtime_ns, MAX_MTIME_NS))
 
 
 def read_local(path: str, *, max_bytes: int) -> bytes:
@@ -78,11 +90,14 @@ def read_local(path: str, *, max_bytes: int) -> bytes:
         # O_NONBLOCK: a fifo that took a photo's place between listing and reading must not hang the run.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
                 raise ImageError("not a regular file")
-            data = file.read(max_bytes + 1)
+            # Not read(max_bytes + 1): that takes the memory for a file of the limit's size before it reads.
+            too_large = status.st_size > max_bytes
+            data = b"" if too_large else file.read()
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if len(data) > max_bytes:
+    if too_large or len(data) > max_bytes:
         raise ImageError(f"larger than the limit of {max_bytes:,} bytes (setting max_file_bytes)")
     return data

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import ctypes
 import pickle
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,6 +56,9 @@ STAGES = (
     Stage(repeats=5, kernel=5, stride=2, expansion=6, channels=208),
     Stage(repeats=1, kernel=3, stride=1, expansion=6, channels=352),
 )
+# The stages whose averages describe a photo beside that of the last map: they still see what the classes do not need.
+DESCRIBING_STAGES = 4
+POOLED_CHANNELS = FEATURE_CHANNELS + sum(stage.channels for stage in STAGES[-DESCRIBING_STAGES:])
 
 
 class Conv:
@@ -156,31 +161,59 @@ class EfficientNetLite2:
         pixels: uint8 (n, 260, 260, 3), RGB, on any device. Returns float32 (n, 1280, 9, 9), channels last in memory, on
         the network's device. Raises UsageError for pixels of another shape or type.
         """
+        shape = (len(pixels), FEATURE_CHANNELS, MAP_SIDE, MAP_SIDE)
+        maps = torch.empty(shape, device=self.classifier_bias.device, memory_format=torch.channels_last)
+        self._fill(maps, pixels, self._forward)
+        return maps
+
+    def describe(self, pixels: Tensor) -> Tensor:
+        """What the heads see of a photo: averages of the last map and of the last stages, and the classifier's logits.
+
+        pixels: as in `features`. Returns float32 (n, 1280 + 88 + 120 + 208 + 352 + 1000) on the network's device.
+        Raises UsageError for pixels of another shape or type.
+        """
+        rows = torch.empty((len(pixels), POOLED_CHANNELS + CLASSES), device=self.classifier_bias.device)
+        self._fill(rows, pixels, self._describe)
+        return rows
+
+    def _fill(self, out: Tensor, pixels: Tensor, compute: Callable[[Tensor], Tensor]) -> None:
         if pixels.dtype != torch.uint8 or pixels.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
             raise UsageError(
                 f"pixels are {pixels.dtype} {tuple(pixels.shape)}, expected uint8 (n, {IMAGE_SIZE}, {IMAGE_SIZE}, 3)"
             )
-        device = self.classifier_bias.device
-        shape = (len(pixels), FEATURE_CHANNELS, MAP_SIDE, MAP_SIDE)
-        maps = torch.empty(shape, device=device, memory_format=torch.channels_last)
+        device = out.device
         batch = CPU_BATCH if device.type == "cpu" else max(1, len(pixels))
 
         def fill(start: int) -> None:
-            maps[start : start + batch] = self._forward(pixels[start : start + batch].to(device))
+            out[start : start + batch] = compute(pixels[start : start + batch].to(device))
 
         threads = torch.get_num_threads() if OMP_SET_NUM_THREADS and device.type == "cpu" else 1
         with lone_threads(threads) as pool:
             list(pool.map(fill, range(0, len(pixels), batch)))
-        return maps
 
     @torch.no_grad()
     def _forward(self, pixels: Tensor) -> Tensor:
+        *_, last = self._maps(pixels)
+        return last  # (n, 1280, 9, 9)
+
+    @torch.no_grad()
+    def _describe(self, pixels: Tensor) -> Tensor:
+        # A residual may be added in place to the map that it follows, so each is averaged as soon as it is there.
+        *stages, last = (x.mean((2, 3)) for x in self._maps(pixels))
+        logits = last @ self.classifier_weight.T + self.classifier_bias
+        return torch.cat([last, *stages[-DESCRIBING_STAGES:], logits], 1)  # (n, 3048)
+
+    def _maps(self, pixels: Tensor) -> Iterator[Tensor]:
+        """The outputs of the stages, then of the head."""
         # The stem has normalisation in its weights, so that what it pads with is the pixel which normalises to zero.
         x = F.pad(pixels, (0, 0, 0, 1, 0, 1), value=PIXEL_MEAN).permute(0, 3, 1, 2).float()  # (n, 3, 261, 261)
         x = self._stem(x)  # (n, 32, 130, 130)
-        for block in self._blocks:
-            x = block(x)  # (n, 352, 9, 9) at the end
-        return self._head(x)  # (n, 1280, 9, 9)
+        blocks = iter(self._blocks)
+        for stage in STAGES:
+            for block in islice(blocks, stage.repeats):
+                x = block(x)
+            yield x  # (n, 352, 9, 9) at the end
+        yield self._head(x)  # (n, 1280, 9, 9)
 
 
 def lone_threads(number: int) -> ThreadPoolExecutor:

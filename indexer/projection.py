@@ -1,0 +1,106 @@
+"""The projection heads of ``mini`` as a torch module that learns; `searchengine.models.mini.heads` describes them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from searchengine.models.mini import heads
+from searchengine.models.mini.heads import DIM, POOLED, SENTENCE
+
+NETWORKS, HIDDEN, OUTPUTS = 3, 384, 120
+DROPOUT = {POOLED: 0.5, SENTENCE: 0.2}
+# The temperature starts at CLIP's 1 / 0.07.
+INITIAL_SCALE = 14.0
+SPANNING_CAPTIONS = 5000
+
+
+class _Side(nn.Module):
+    def __init__(self, inputs: int, gate_inputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, NETWORKS * OUTPUTS)
+        self.hidden = nn.Linear(inputs, NETWORKS * HIDDEN)
+        self.out = nn.Parameter((torch.rand(NETWORKS, HIDDEN, OUTPUTS) * 2 - 1) / math.sqrt(HIDDEN))
+        self.gate = nn.Linear(gate_inputs, 1)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+        self.dropout = nn.Dropout(DROPOUT[inputs])
+
+    def caption_part(self, x: Tensor) -> Tensor:
+        # Each use of x drops channels of its own. x: (n, inputs) -> (n, 360)
+        hidden = self.dropout(F.relu(self.hidden(self.dropout(x))))
+        learned = torch.einsum("nmh,mhd->nmd", hidden.reshape(len(x), NETWORKS, HIDDEN), self.out)
+        parts = self.linear(self.dropout(x)).reshape(learned.shape) + learned
+        return F.normalize(F.normalize(parts, dim=2).reshape(len(x), -1), dim=1)
+
+    def join(self, caption: Tensor, label: Tensor, gate: Tensor) -> Tensor:
+        # The square root of a sigmoid as half its logarithm: the gradient stays finite however closed the gate.
+        label_weight, caption_weight = (F.logsigmoid(g).div(2).exp() for g in (gate, -gate))
+        return torch.cat([caption * caption_weight, label * label_weight], 1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            "linear.weight": self.linear.weight,
+            "linear.bias": self.linear.bias,
+            "hidden.weight": self.hidden.weight,
+            "hidden.bias": self.hidden.bias,
+            "out.weight": self.out,
+            "gate.weight": self.gate.weight[0],
+            "gate.bias": self.gate.bias,
+        }
+
+
+class HeadsNetwork(nn.Module):
+    """The heads as `searchengine.models.mini.heads` computes them, in torch and with dropout.
+
+    features: (n, 3048) of the training photos, for their mean and deviation. captions: (m, 384) and names: (1000, 384),
+    sentence vectors that span the label part.
+    """
+
+    def __init__(self, features: Tensor, captions: Tensor, names: Tensor, generator: torch.Generator) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+            self.image_side, self.text_side = _Side(POOLED, POOLED + 2), _Side(SENTENCE, SENTENCE)
+        self.scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
+        pooled = features[:, :POOLED]
+        self.mean, self.deviation = pooled.mean(0), pooled.std(0) + 1e-3
+        # Principal directions, not centred, of what captions and class names span: they keep nearly every dot product.
+        span = torch.cat([captions[:: max(1, len(captions) // SPANNING_CAPTIONS)], names])
+        self.projection = torch.linalg.svd(span, full_matrices=False).Vh[: DIM - NETWORKS * OUTPUTS].T  # (384, 152)
+        self.labels = names @ self.projection  # (1000, 152)
+
+    def image(self, features: Tensor) -> Tensor:
+        limit = heads.MAX_DEVIATIONS
+        x = ((features[:, :POOLED] - self.mean) / self.deviation).clamp(-limit, limit)
+        probabilities = heads.likeliest(features[:, POOLED:].numpy())
+        label = F.normalize(torch.from_numpy(probabilities) @ self.labels, dim=1)
+        seen = torch.cat([x * heads.GATE_SCALE, torch.from_numpy(heads.confidence(probabilities))], 1)
+        return self.image_side.join(self.image_side.caption_part(x), label, self.image_side.gate(seen))
+
+    def text(self, sentences: Tensor) -> Tensor:
+        x = sentences * heads.SENTENCE_SCALE
+        label = F.normalize(sentences @ self.projection, dim=1)
+        return self.text_side.join(self.text_side.caption_part(x), label, self.text_gate(sentences))
+
+    def text_gate(self, sentences: Tensor) -> Tensor:
+        gate: Tensor = self.text_side.gate(sentences * heads.SENTENCE_SCALE)
+        return gate
+
+    def loss(self, features: Tensor, sentences: Tensor) -> Tensor:
+        """Symmetric InfoNCE over n pairs."""
+        logits = self.scale.exp() * self.image(features) @ self.text(sentences).T  # (n, n)
+        own = torch.arange(len(logits))
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+    def tensors(self) -> dict[str, NDArray[np.float32]]:
+        named = {"labels": self.labels, "projection": self.projection}
+        named |= {"image.mean": self.mean, "image.deviation": self.deviation}
+        named |= {f"image.{name}": tensor for name, tensor in self.image_side.tensors().items()}
+        named |= {f"text.{name}": tensor for name, tensor in self.text_side.tensors().items()}
+        return {name: tensor.detach().numpy() for name, tensor in named.items()}

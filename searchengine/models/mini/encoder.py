@@ -1,0 +1,104 @@
+"""The encoder `mini`: frozen towers, trained heads, one space of 512 dimensions.
+
+Each tower is loaded when it is first used: a text query never loads torch, and an indexing run never loads the text tower.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from searchengine.decode import crop_pixels, decode_file
+from searchengine.errors import ImageError
+from searchengine.models.mini import parts
+from searchengine.models.mini.heads import MiniHeads
+from searchengine.text import printable
+from searchengine.vectors import FloatMatrix, PixelBatch
+
+if TYPE_CHECKING:
+    from searchengine.models.mini.efficientnet import EfficientNetLite2
+    from searchengine.models.mini.minilm import MiniLM
+    from searchengine.vectors import ImageSource
+
+IMAGES_PER_BATCH = 32
+
+
+class MiniEncoder:
+    """Implements `searchengine.vectors.Encoder` with the heads in the file `heads`.
+
+    Raises ModelNotFound and WeightsError, each when the part that it concerns is first used.
+    """
+
+    dim = parts.DIM
+    image_size = parts.IMAGE_SIZE
+
+    def __init__(self, *, name: str, heads: Path, device: str = "auto") -> None:
+        self.name = name
+        self._heads_file = heads
+        self._device = device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return parts.fingerprint(self._heads_file)
+
+    @property
+    def logit_scale(self) -> float:
+        return self._heads.logit_scale
+
+    def encode_texts(self, texts: Sequence[str]) -> FloatMatrix:
+        """Unit rows, float32 (n, 512). Words beyond MiniLM's 256 tokens do not count."""
+        if not texts:
+            return np.empty((0, self.dim), dtype=np.float32)
+        return self._heads.text(self._text_tower.encode(texts))
+
+    def encode_images(self, images: Sequence[ImageSource]) -> FloatMatrix:
+        """Unit rows, float32 (n, 512), for PIL images or paths. Raises ImageError that names the image."""
+        rows = [np.empty((0, self.dim), dtype=np.float32)]
+        for start in range(0, len(images), IMAGES_PER_BATCH):
+            crops = [self._crop(image) for image in images[start : start + IMAGES_PER_BATCH]]
+            rows.append(self.encode_pixels(np.stack(crops)))
+        return np.concatenate(rows)
+
+    def encode_pixels(self, pixels: PixelBatch) -> FloatMatrix:
+        """Unit rows, float32 (n, 512), for uint8 RGB crops (n, 260, 260, 3)."""
+        import torch
+
+        features: NDArray[np.float32] = self._image_tower.describe(torch.from_numpy(pixels)).cpu().numpy()
+        return self._heads.image(features)
+
+    def _crop(self, image: ImageSource) -> NDArray[np.uint8]:
+        if isinstance(image, Image.Image):
+            return crop_pixels(image, image_size=self.image_size)
+        try:
+            return decode_file(image, image_size=self.image_size)
+        except ImageError as error:
+            raise ImageError(f"{printable(os.fspath(image))}: {error}") from None
+
+    @cached_property
+    def _heads(self) -> MiniHeads:
+        return MiniHeads.load(self._heads_file)
+
+    @cached_property
+    def _text_tower(self) -> MiniLM:
+        from searchengine.models.mini.minilm import MiniLM
+
+        parts.locate(parts.TOKENIZER)
+        return MiniLM.from_folder(parts.locate(parts.TEXT_TOWER).parent)
+
+    @cached_property
+    def _image_tower(self) -> EfficientNetLite2:
+        import torch
+
+        from searchengine.models.mini.efficientnet import EfficientNetLite2
+
+        device = self._device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return EfficientNetLite2.from_file(parts.locate(parts.IMAGE_TOWER), device=device)

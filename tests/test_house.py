@@ -1,0 +1,134 @@
+"""The house's own rules: which room may know which, what is loaded when, and what no room may do."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from searchengine import errors
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted(file for package in ("searchengine", "indexer") for file in (ROOT / package).rglob("*.py"))
+
+
+def tree_of(file: Path) -> ast.Module:
+    return ast.parse(file.read_text("utf-8"), str(file))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield node.module or ""
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
+            yield ast.unparse(node.args[0]).strip("f'\"")
+
+
+def at_module_level(tree: ast.Module) -> Iterator[str]:
+    """What is imported as soon as the module is."""
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield from imports(node)
+
+
+def name(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=name)
+def test_arrows_run_from_the_indexer_to_the_library_and_never_back(file: Path) -> None:
+    tree = tree_of(file)
+    if file.is_relative_to(ROOT / "indexer"):
+        assert not [module for module in imports(tree) if module.startswith("searchengine.cli")]
+    elif file.is_relative_to(ROOT / "searchengine" / "cli"):
+        assert not [module for module in at_module_level(tree) if module.split(".")[0] == "indexer"]
+    else:
+        assert not [module for module in imports(tree) if module.split(".")[0] == "indexer"]
+        above = [module for module in imports(tree) if module.startswith("searchengine.cli")]
+        assert not above or file.name == "__main__.py"
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in SOURCES if not file.is_relative_to(ROOT / "searchengine" / "cli")], ids=name
+)
+def test_no_room_but_the_command_line_prints_or_exits(file: Path) -> None:
+    calls = [ast.unparse(node.func) for node in ast.walk(tree_of(file)) if isinstance(node, ast.Call)]
+    assert not {"print", "input", "exit", "quit", "sys.exit", "os._exit", "click.echo"} & set(calls)
+    raised = [ast.unparse(node.exc) for node in ast.walk(tree_of(file)) if isinstance(node, ast.Raise) and node.exc]
+    assert not [what for what in raised if what.startswith("SystemExit")]
+
+
+def loaded_by(code: str) -> set[str]:
+    """The modules that a fresh process has loaded when `code` is done, however it ends."""
+    script = f"import atexit, json, sys\natexit.register(lambda: print(json.dumps(list(sys.modules))))\n{code}"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    return {module.split(".")[0] for module in json.loads(done.stdout.splitlines()[-1])}
+
+
+HEAVY = {"torch", "faiss", "sqlalchemy", "numpy", "PIL"}
+
+
+@pytest.mark.parametrize("package", ["searchengine", "indexer", "searchengine.cli"])
+def test_importing_a_package_loads_nothing_heavy(package: str) -> None:
+    assert not loaded_by(f"import {package}") & HEAVY
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+def test_asking_for_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    run = "import runpy\nrunpy.run_module('searchengine', run_name='__main__')"
+    assert not loaded_by(f"sys.argv = ['searchengine', *{arguments!r}]\n{run}") & HEAVY
+
+
+def test_help_comes_at_once() -> None:
+    times = []
+    for _ in range(5):
+        started = time.monotonic()
+        subprocess.run([sys.executable, "-m", "searchengine", "--help"], cwd=ROOT, capture_output=True, check=True)
+        times.append(time.monotonic() - started)
+    assert min(times) < 0.3
+
+
+def test_the_public_names_are_these() -> None:
+    import indexer
+    import searchengine
+
+    assert searchengine.__all__ == ["Hit", "Searcher", "errors", "load_encoder", "open_index"]
+    assert indexer.__all__ == ["Report", "build"]
+    for package in (searchengine, indexer):
+        assert all(getattr(package, public) is not None for public in package.__all__)
+        with pytest.raises(AttributeError):
+            package.no_such_name  # noqa: B018
+
+
+ERRORS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass)]
+
+
+def test_every_error_has_its_place_in_the_tree_and_its_exit_code() -> None:
+    drawing = errors.__doc__ or ""
+    assert ERRORS
+    for kind in ERRORS:
+        assert issubclass(kind, errors.SearchEngineError)
+        assert kind.exit_code in {2, 3, 4}
+        assert f" {kind.__name__} " in drawing.replace("\n", " \n"), f"{kind.__name__} is missing from the drawing"
+    drawn = {word for word in drawing.split() if word.endswith(("Error", "Unusable", "NotFound", "Locked", "Mismatch"))}
+    assert drawn == {kind.__name__ for kind in ERRORS}
+
+
+@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
+def test_an_error_exits_as_the_drawing_says(kind: type[errors.SearchEngineError]) -> None:
+    if issubclass(kind, errors.UsageError):
+        assert kind.exit_code == 2
+    elif issubclass(kind, errors.ModelUnusable):
+        assert kind.exit_code == 4
+    else:
+        assert kind.exit_code == 3
