@@ -19,11 +19,11 @@ from searchengine.vectors import FloatMatrix
 MATCH = 0.5
 
 SAMPLE_SIZE = 4096
-SLOPE, THRESHOLD = 2.0, 3.5
+SLOPE, THRESHOLD = 1.8, 2.0
 
-# Below this many photos the spread of the scores says little, so a plain normal spread of cosines stands in.
+# Below this many photos the spread of their scores says little, so that of text queries over a large library stands in.
 SMALLEST_SAMPLE = 20
-SMALL_CENTRE, SMALL_SPREAD = 0.0, 0.1
+SMALL_CENTRE, SMALL_SPREAD = 0.093, 0.065
 
 
 class Background:

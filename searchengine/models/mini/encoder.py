@@ -1,6 +1,6 @@
 """The encoder `mini`: frozen towers, trained heads, one space of 512 dimensions.
 
-Each tower is loaded when it is first used: a text query never loads torch, and an indexing run never loads the text tower.
+Each tower is loaded when it is first used: a text query never loads torch, an indexing run never the text tower.
 """
 
 from __future__ import annotations
