@@ -10,38 +10,30 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indexer.prototypes import ClassTexts
 from searchengine.models.mini import heads
 from searchengine.models.mini.heads import DIM, POOLED, SENTENCE
 
-NETWORKS, HIDDEN, OUTPUTS = 3, 384, 120
+NETWORKS, HIDDEN, OUTPUTS = 3, 384, 104
 DROPOUT = {POOLED: 0.5, SENTENCE: 0.2}
 # The temperature starts at CLIP's 1 / 0.07.
 INITIAL_SCALE = 14.0
-SPANNING_CAPTIONS = 5000
 
 
 class _Side(nn.Module):
-    def __init__(self, inputs: int, gate_inputs: int) -> None:
+    def __init__(self, inputs: int) -> None:
         super().__init__()
         self.linear = nn.Linear(inputs, NETWORKS * OUTPUTS)
         self.hidden = nn.Linear(inputs, NETWORKS * HIDDEN)
         self.out = nn.Parameter((torch.rand(NETWORKS, HIDDEN, OUTPUTS) * 2 - 1) / math.sqrt(HIDDEN))
-        self.gate = nn.Linear(gate_inputs, 1)
-        nn.init.zeros_(self.gate.weight)
-        nn.init.zeros_(self.gate.bias)
         self.dropout = nn.Dropout(DROPOUT[inputs])
 
     def caption_part(self, x: Tensor) -> Tensor:
-        # Each use of x drops channels of its own. x: (n, inputs) -> (n, 360)
+        # Each use of x drops channels of its own. x: (n, inputs) -> (n, 312)
         hidden = self.dropout(F.relu(self.hidden(self.dropout(x))))
         learned = torch.einsum("nmh,mhd->nmd", hidden.reshape(len(x), NETWORKS, HIDDEN), self.out)
         parts = self.linear(self.dropout(x)).reshape(learned.shape) + learned
         return F.normalize(F.normalize(parts, dim=2).reshape(len(x), -1), dim=1)
-
-    def join(self, caption: Tensor, label: Tensor, gate: Tensor) -> Tensor:
-        # The square root of a sigmoid as half its logarithm: the gradient stays finite however closed the gate.
-        label_weight, caption_weight = (F.logsigmoid(g).div(2).exp() for g in (gate, -gate))
-        return torch.cat([caption * caption_weight, label * label_weight], 1)
 
     def tensors(self) -> dict[str, Tensor]:
         return {
@@ -50,46 +42,46 @@ class _Side(nn.Module):
             "hidden.weight": self.hidden.weight,
             "hidden.bias": self.hidden.bias,
             "out.weight": self.out,
-            "gate.weight": self.gate.weight[0],
-            "gate.bias": self.gate.bias,
         }
 
 
 class HeadsNetwork(nn.Module):
     """The heads as `searchengine.models.mini.heads` computes them, in torch and with dropout.
 
-    features: (n, 3048) of the training photos, for their mean and deviation. captions: (m, 384) and names: (1000, 384),
-    sentence vectors that span the label part.
+    features: (n, 3048) of the training photos, for their mean and deviation. texts: the classes', for the label part.
     """
 
-    def __init__(self, features: Tensor, captions: Tensor, names: Tensor, generator: torch.Generator) -> None:
+    def __init__(self, features: Tensor, texts: ClassTexts, generator: torch.Generator) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-            self.image_side, self.text_side = _Side(POOLED, POOLED + 2), _Side(SENTENCE, SENTENCE)
+            self.image_side, self.text_side = _Side(POOLED), _Side(SENTENCE)
+        self.image_gate_bias = nn.Parameter(torch.zeros(1))
+        self.gate = nn.Linear(SENTENCE, 1)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
         self.scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
         pooled = features[:, :POOLED]
         self.mean, self.deviation = pooled.mean(0), pooled.std(0) + 1e-3
-        # Principal directions, not centred, of what captions and class names span: they keep nearly every dot product.
-        span = torch.cat([captions[:: max(1, len(captions) // SPANNING_CAPTIONS)], names])
-        self.projection = torch.linalg.svd(span, full_matrices=False).Vh[: DIM - NETWORKS * OUTPUTS].T  # (384, 152)
-        self.labels = names @ self.projection  # (1000, 152)
+        # Principal directions, not centred, of what the class texts span: they keep nearly every dot product.
+        directions = torch.linalg.svd(texts.texts, full_matrices=False).Vh
+        self.projection = directions[: DIM - NETWORKS * OUTPUTS].T  # (384, 200)
+        self.labels = texts.names @ self.projection  # (1000, 200)
 
     def image(self, features: Tensor) -> Tensor:
         limit = heads.MAX_DEVIATIONS
         x = ((features[:, :POOLED] - self.mean) / self.deviation).clamp(-limit, limit)
-        probabilities = heads.likeliest(features[:, POOLED:].numpy())
-        label = F.normalize(torch.from_numpy(probabilities) @ self.labels, dim=1)
-        seen = torch.cat([x * heads.GATE_SCALE, torch.from_numpy(heads.confidence(probabilities))], 1)
-        return self.image_side.join(self.image_side.caption_part(x), label, self.image_side.gate(seen))
+        probabilities = torch.from_numpy(heads.likeliest(features[:, POOLED:].numpy()))
+        label = F.normalize(probabilities @ self.labels, dim=1)
+        return _join(self.image_side.caption_part(x), label, self.image_gate_bias)
 
     def text(self, sentences: Tensor) -> Tensor:
         x = sentences * heads.SENTENCE_SCALE
         label = F.normalize(sentences @ self.projection, dim=1)
-        return self.text_side.join(self.text_side.caption_part(x), label, self.text_gate(sentences))
+        return _join(self.text_side.caption_part(x), label, self.text_gate(sentences))
 
     def text_gate(self, sentences: Tensor) -> Tensor:
-        gate: Tensor = self.text_side.gate(sentences * heads.SENTENCE_SCALE)
+        gate: Tensor = self.gate(sentences * heads.SENTENCE_SCALE)
         return gate
 
     def loss(self, features: Tensor, sentences: Tensor) -> Tensor:
@@ -100,7 +92,14 @@ class HeadsNetwork(nn.Module):
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         named = {"labels": self.labels, "projection": self.projection}
-        named |= {"image.mean": self.mean, "image.deviation": self.deviation}
+        named |= {"image.mean": self.mean, "image.deviation": self.deviation, "image.gate.bias": self.image_gate_bias}
+        named |= {"text.gate.weight": self.gate.weight[0], "text.gate.bias": self.gate.bias}
         named |= {f"image.{name}": tensor for name, tensor in self.image_side.tensors().items()}
         named |= {f"text.{name}": tensor for name, tensor in self.text_side.tensors().items()}
         return {name: tensor.detach().numpy() for name, tensor in named.items()}
+
+
+def _join(caption: Tensor, label: Tensor, gate: Tensor) -> Tensor:
+    # The square root of a sigmoid as half its logarithm: the gradient stays finite however closed the gate.
+    label_weight, caption_weight = (F.logsigmoid(g).div(2).exp() for g in (gate, -gate))
+    return torch.cat([caption * caption_weight, label * label_weight], 1)

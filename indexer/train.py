@@ -32,7 +32,7 @@ from searchengine.models.mini.heads import FEATURES, MiniHeads, save_heads
 
 EPOCHS = 40
 BATCH = 512
-PROTOTYPES_PER_BATCH = 448
+PROTOTYPES_PER_BATCH = 640
 LEARNING_RATE, WEIGHT_DECAY, WARM_UP = 2e-3, 0.05, 0.05
 # The temperature learns ten times as fast as the weights, since it is one number.
 MAX_SCALE, SCALE_RATE = 100.0, 10.0
@@ -137,7 +137,8 @@ def train_heads(
     started = time.monotonic()
     steps = len(photos) + epochs
     kept, views, failed = _describe(photos, image_tower, lambda done: on_progress(done, steps))
-    captions = [text_tower.encode(photo.captions) for photo in kept]
+    bounds = np.cumsum([len(photo.captions) for photo in kept])[:-1]
+    captions = np.split(text_tower.encode([caption for photo in kept for caption in photo.captions]), bounds)
     order = np.random.default_rng(seed).permutation(len(kept))
     held_out = round(len(kept) * validation_share)
     chosen, validation = order[held_out:].tolist(), order[:held_out].tolist()
@@ -149,7 +150,7 @@ def train_heads(
     texts = class_texts(text_tower.encode)
     weight, bias = image_tower.classifier_weight.float().cpu(), image_tower.classifier_bias.float().cpu()
     prototypes = Prototypes(weight, bias, training.views[0], texts, generator)
-    network = HeadsNetwork(training.views[0], training.captions, texts.names, generator)
+    network = HeadsNetwork(training.views[0], texts, generator)
     held = _Held(views[0, validation].numpy(), [captions[i] for i in validation])
     losses: list[float] = []
     validation_losses: list[float] = []

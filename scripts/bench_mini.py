@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from efficientnet_lite_pytorch import EfficientNet
-from searchengine.models.mini.encoder import MiniEncoder
 
 from searchengine.decode import EXTENSIONS, decode_file
 from searchengine.models.mini import parts
 from searchengine.models.mini.efficientnet import EfficientNetLite2
+from searchengine.models.mini.encoder import MiniEncoder
 from searchengine.models.registry import load_encoder
 
 
@@ -47,7 +47,7 @@ def bench_image_tower(crops: np.ndarray, *, rounds: int) -> None:
     ours = EfficientNetLite2.from_file(weights)
     pixels = torch.from_numpy(crops)
     normalised = (pixels.permute(0, 3, 1, 2).float() - 127) / 128
-    with torch.inference_mode():
+    with torch.no_grad():
         expected, got = reference.extract_features(normalised), ours.features(pixels)
         print(f"largest difference of features, relative: {float((expected - got).abs().max() / expected.max()):.1e}")
         times = interleave(

@@ -47,9 +47,9 @@ def tiny_tensors(seed: int = 0) -> Tensors:
             f"{side}.hidden.weight": (networks * hidden, inputs),
             f"{side}.hidden.bias": (networks * hidden,),
             f"{side}.out.weight": (networks, hidden, outputs),
-            f"{side}.gate.weight": (inputs + 2 * (side == "image"),),
             f"{side}.gate.bias": (1,),
         }
+    shapes["text.gate.weight"] = (SENTENCE,)
     tensors = {name: draw.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
     tensors["image.deviation"] = np.abs(tensors["image.deviation"]) + np.float32(0.1)
     return tensors

@@ -47,6 +47,7 @@ def command(
     """
     from indexer.pipeline import Progress, build, plan
     from searchengine.decode import DecodeLimits
+    from searchengine.index.layout import IndexPaths
 
     settings = settings_from(index=index, model=model, workers=workers, batch_size=batch_size, device=device)
     encoder = encoder_for(settings)
@@ -54,8 +55,8 @@ def command(
         report = plan(settings.index_folder, stores, include=include, exclude=exclude)
         report.model = encoder.name
     else:
-        if settings.model == "auto" and encoder.name == "mini":
-            notice("using the encoder mini, which needs no download")
+        if settings.model == "auto" and not IndexPaths(settings.index_folder).identity.exists():
+            notice(f"a new index, with the encoder {encoder.name}; `searchengine models` lists what --model can choose")
         with _ctrl_c_stops() as stop, _silent_c_libraries(), progress_bar("indexing") as advance:
 
             def on_progress(progress: Progress) -> None:

@@ -35,7 +35,6 @@ def command(
     encoder with its own fingerprint; no index is touched.
     """
     from indexer.train import train
-
     from searchengine.captions import read_captions
 
     settings = settings_from(device=device)

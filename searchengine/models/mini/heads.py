@@ -2,9 +2,10 @@
 
 Each side gives two unit vectors and a weight g between 0 and 1 for the second of them, and the row is
 
-    [ sqrt(1 - g) * caption part (360) , sqrt(g) * label part (152) ]
+    [ sqrt(1 - g) * caption part (312) , sqrt(g) * label part (200) ]
 
-so that a cosine is the sum of two matches, each counted as far as both sides trust it:
+so that a cosine is the sum of two matches. On the text side a gate tells from the words how much each counts: a bare
+name asks for the label part, a sentence for the caption part. All images share one weight.
 
 - The caption part is learned from captioned photos: three small networks a side, each a line plus a hidden layer, whose
   unit outputs stand side by side, which makes their cosine the mean of three cosines.
@@ -14,7 +15,7 @@ so that a cosine is the sum of two matches, each counted as far as both sides tr
 
 A file holds these tensors, float16 or float32; n_i = 2048, n_t = 384, m networks of h hidden and d outputs:
 
-    image.mean, image.deviation (n_i)      image.gate.weight (n_i + 2)     text.gate.weight (n_t)     *.gate.bias (1)
+    image.mean, image.deviation (n_i)      text.gate.weight (n_t)          *.gate.bias (1)
     *.linear.weight (m d, n)               *.linear.bias (m d)
     *.hidden.weight (m h, n)               *.hidden.bias (m h)             *.out.weight (m, h, d)
     labels (1000, 512 - m d)               projection (384, 512 - m d)
@@ -44,8 +45,6 @@ FEATURES = POOLED + CLASSES
 LIKELIEST = 10
 # A channel that no training photo drove this far out would otherwise speak louder than all others.
 MAX_DEVIATIONS = 6.0
-# The gates see standardised features at a tenth, so that they learn no faster than the networks do.
-GATE_SCALE = 0.1
 # Sentence vectors have length 1; times sqrt(384) their entries are about as large as standardised features.
 SENTENCE_SCALE = float(np.sqrt(SENTENCE))
 
@@ -55,15 +54,13 @@ REMEDY = "train again with `searchengine train`, or reinstall searchengine for t
 
 @dataclass(frozen=True)
 class Side:
-    """One side's networks and gate. linear (m d, n), hidden (m h, n), out (m, h, d), gate (n or n + 2,)."""
+    """One side's networks. linear (m d, n), hidden (m h, n), out (m, h, d)."""
 
     linear: FloatArray
     linear_bias: FloatArray
     hidden: FloatArray
     hidden_bias: FloatArray
     out: FloatArray
-    gate: FloatArray
-    gate_bias: float
 
     def caption_part(self, x: FloatArray) -> FloatArray:
         """x: (n, n_i or n_t). Returns (n, m d), unit rows."""
@@ -74,13 +71,6 @@ class Side:
         parts = (x @ self.linear.T + self.linear_bias).reshape(learned.shape) + learned
         return unit(unit(parts).reshape(len(x), networks * outputs))
 
-    def join(self, caption: FloatArray, label: FloatArray, gate_input: FloatArray) -> FloatArray:
-        """(n, m d) and (n, 512 - m d), unit rows -> (n, 512), unit rows."""
-        with np.errstate(over="ignore"):  # exp reaches infinity where the gate reaches 0
-            share = 1 / (1 + np.exp(-(gate_input @ self.gate + self.gate_bias)))[:, None]  # (n, 1)
-        row = np.concatenate([np.sqrt(1 - share) * caption, np.sqrt(share) * label], axis=1)
-        return np.ascontiguousarray(unit(row), dtype=np.float32)
-
 
 @dataclass(frozen=True)
 class MiniHeads:
@@ -88,6 +78,9 @@ class MiniHeads:
 
     image_side: Side
     text_side: Side
+    image_gate_bias: FloatArray
+    text_gate: FloatArray
+    text_gate_bias: FloatArray
     mean: FloatArray
     deviation: FloatArray
     labels: FloatArray
@@ -126,6 +119,9 @@ class MiniHeads:
         heads = cls(
             image_side=sides["image"],
             text_side=sides["text"],
+            image_gate_bias=taken("image.gate.bias", 1),
+            text_gate=taken("text.gate.weight", SENTENCE),
+            text_gate_bias=taken("text.gate.bias", 1),
             mean=taken("image.mean", POOLED),
             deviation=taken("image.deviation", POOLED),
             labels=taken("labels", CLASSES, DIM - learned),
@@ -143,10 +139,8 @@ class MiniHeads:
         """
         _check("image features", features, FEATURES)
         x = np.clip((features[:, :POOLED] - self.mean) / self.deviation, -MAX_DEVIATIONS, MAX_DEVIATIONS)
-        probabilities = likeliest(features[:, POOLED:])  # (n, 1000)
-        seen = np.concatenate([x * np.float32(GATE_SCALE), confidence(probabilities)], axis=1)
-        label = unit(probabilities @ self.labels)
-        return self.image_side.join(self.image_side.caption_part(x), label, seen)
+        label = unit(likeliest(features[:, POOLED:]) @ self.labels)
+        return join(self.image_side.caption_part(x), label, self.image_gate_bias)
 
     def text(self, sentences: FloatArray) -> FloatArray:
         """Sentence vectors of MiniLM, float32 (n, 384), unit rows -> float32 (n, 512), unit rows.
@@ -155,7 +149,16 @@ class MiniHeads:
         """
         _check("sentence vectors", sentences, SENTENCE)
         x = sentences * np.float32(SENTENCE_SCALE)
-        return self.text_side.join(self.text_side.caption_part(x), unit(sentences @ self.projection), x)
+        gate = (x @ self.text_gate + self.text_gate_bias).astype(np.float32, copy=False)
+        return join(self.text_side.caption_part(x), unit(sentences @ self.projection), gate)
+
+
+def join(caption: FloatArray, label: FloatArray, gate: FloatArray) -> FloatArray:
+    """(n, m d) and (n, 512 - m d), unit rows, and the gate's logits (n,) or (1,) -> (n, 512), unit rows."""
+    with np.errstate(over="ignore"):  # exp reaches infinity where the gate reaches 0
+        share = 1 / (1 + np.exp(-gate))[:, None]  # (n, 1)
+    row = np.concatenate([np.sqrt(1 - share) * caption, np.sqrt(share) * label], axis=1)
+    return np.ascontiguousarray(unit(row), dtype=np.float32)
 
 
 def likeliest(logits: FloatArray) -> FloatArray:
@@ -164,12 +167,6 @@ def likeliest(logits: FloatArray) -> FloatArray:
     tenth = np.partition(exp, -LIKELIEST, axis=1)[:, -LIKELIEST, None]
     kept: FloatArray = np.where(exp >= tenth, exp / exp.sum(axis=1, keepdims=True), 0).astype(np.float32)
     return kept
-
-
-def confidence(probabilities: FloatArray) -> FloatArray:
-    """How sure the classifier is: the largest probability, and the entropy as a share of its maximum. (n, 2)."""
-    entropy = -(probabilities * np.log(probabilities + np.float32(1e-9))).sum(axis=1) / np.float32(np.log(CLASSES))
-    return np.stack([probabilities.max(axis=1), entropy], axis=1).astype(np.float32)
 
 
 def unit(rows: FloatArray) -> FloatArray:
@@ -218,8 +215,6 @@ class _Taker:
             hidden=self(f"{name}.hidden.weight", networks * hidden, inputs),
             hidden_bias=self(f"{name}.hidden.bias", networks * hidden),
             out=out,
-            gate=self(f"{name}.gate.weight", inputs + 2 if name == "image" else inputs),
-            gate_bias=float(self(f"{name}.gate.bias", 1)[0]),
         )
 
 
