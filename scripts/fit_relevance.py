@@ -57,7 +57,7 @@ def main() -> None:
     print(f"{len(photos)} photos, {len(fit.concepts)} and {len(test.concepts)} concepts")
     centre = float(np.median(fit.scores))
     spread = float(np.median(np.median(fit.scores, axis=1) - np.quantile(fit.scores, 0.1587, axis=1)))
-    print(f"fitted: SMALL_CENTRE = {centre:.3f}, SMALL_SPREAD = {spread:.3f}")
+    print(f"fitted: USUAL_CENTRE = {centre:.3f}, USUAL_SPREAD = {spread:.3f}")
     print(f"fitted: THRESHOLD = {best_z:.2f}, SLOPE = {slope:.2f}; best fixed score {fixed:.3f}")
     for name, keep in (
         ("fitted constants", lambda scores: standard_distance(scores, background=scores) >= best_z),

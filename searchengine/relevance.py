@@ -19,11 +19,11 @@ from searchengine.vectors import FloatMatrix
 MATCH = 0.5
 
 SAMPLE_SIZE = 4096
-SLOPE, THRESHOLD = 1.8, 2.0
+SLOPE, THRESHOLD = 1.6, 2.5
 
-# Below this many photos the spread of their scores says little, so that of text queries over a large library stands in.
-SMALLEST_SAMPLE = 20
-SMALL_CENTRE, SMALL_SPREAD = 0.093, 0.065
+# What a text query gets from unrelated photos in a large library: centre and spread of the cosines of mini. A small
+# library says little about its own bulk, so these count as much as this many of its photos.
+USUAL_CENTRE, USUAL_SPREAD, USUAL_COUNT = 0.079, 0.065, 20
 
 
 class Background:
@@ -59,8 +59,10 @@ def standard_distance(scores: FloatMatrix, *, background: FloatMatrix) -> NDArra
 
     The spread is taken below the median, where no match can be, so that many matches do not widen it.
     """
-    centre, spread = SMALL_CENTRE, SMALL_SPREAD
-    if len(background) >= SMALLEST_SAMPLE:
-        low, centre = np.quantile(background, (0.1587, 0.5))  # one standard deviation below a normal's mean, and it
-        spread = max(centre - low, 1e-6)
-    return (np.asarray(scores, dtype=np.float64) - centre) / spread
+    centre, spread = USUAL_CENTRE, USUAL_SPREAD
+    if len(background):
+        low, median = np.quantile(background, (0.1587, 0.5))  # one standard deviation below a normal's mean, and it
+        own = len(background) / (len(background) + USUAL_COUNT)
+        centre = own * median + (1 - own) * USUAL_CENTRE
+        spread = own * (median - low) + (1 - own) * USUAL_SPREAD
+    return (np.asarray(scores, dtype=np.float64) - centre) / max(spread, 1e-6)
