@@ -19,11 +19,11 @@ from searchengine.vectors import FloatMatrix
 MATCH = 0.5
 
 SAMPLE_SIZE = 4096
-SLOPE, THRESHOLD = 1.6, 2.5
+SLOPE, THRESHOLD = 1.7, 2.3
 
 # What a text query gets from unrelated photos in a large library: centre and spread of the cosines of mini. A small
 # library says little about its own bulk, so these count as much as this many of its photos.
-USUAL_CENTRE, USUAL_SPREAD, USUAL_COUNT = 0.079, 0.065, 20
+USUAL_CENTRE, USUAL_SPREAD, USUAL_COUNT = 0.073, 0.066, 20
 
 
 class Background:
