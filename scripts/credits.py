@@ -8,9 +8,8 @@ from pathlib import Path
 
 def main() -> None:
     entries = {entry["file_name"]: entry for entry in json.loads(Path(sys.argv[1]).read_text("utf-8"))}
-    print(
-        "# Credits\n\nThe photos in `skateboard.png`, by rank. All are from Flickr, by way of COCO, and were made smaller.\n"
-    )
+    print("# Credits\n")
+    print("The photos in `skateboard.png`, by rank. All are from Flickr, by way of COCO, and were made smaller.\n")
     print("| rank | photo | licence |\n| --- | --- | --- |")
     for line in sys.stdin:
         hit = json.loads(line)
