@@ -56,8 +56,8 @@ class HeadsNetwork(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
             self.image_side, self.text_side = _Side(POOLED), _Side(SENTENCE)
+            self.gate = nn.Linear(SENTENCE, 1)
         self.image_gate_bias = nn.Parameter(torch.zeros(1))
-        self.gate = nn.Linear(SENTENCE, 1)
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
         self.scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
