@@ -6,28 +6,24 @@ library. A file that cannot be used costs that file alone and is recorded with i
 
 from __future__ import annotations
 
-import hashlib
 import os
-import sqlite3
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.pool import StaticPool
 
 from indexer.crawl import Change, Crawl, Globs
+from indexer.reading import Decoded, Failed, Known, KnownContent, PhotoReader
 from indexer.writer import FailedPhoto, IndexWriter, NewPhoto
-from searchengine.decode import DEFAULT_LIMITS, DecodeLimits, Photo, decode_bytes, inspect_bytes
-from searchengine.errors import ImageError, IndexNotFound, IndexUnusable, UsageError
+from searchengine.decode import DEFAULT_LIMITS, DecodeLimits
+from searchengine.errors import IndexNotFound, IndexUnusable, UsageError
 from searchengine.index.layout import IndexPaths, index_folder, read_identity
 from searchengine.index.schema import connect_for_reading, migrate
 from searchengine.metadata import PhotoMetadata
@@ -158,32 +154,6 @@ def _tables_as_they_are(folder: Path) -> Iterator[sa.Engine]:
         engine.dispose()
 
 
-# What a worker thread makes of one file.
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Decoded:
-    change: Change
-    content_hash: bytes
-    photo: Photo
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Known:
-    """Its content is in the index, or on the way there."""
-
-    change: Change
-    content_hash: bytes
-    metadata: PhotoMetadata
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Failed:
-    change: Change
-    reason: str
-    damaged: bool
-
-
 class _Run:
     """The state of one `build`: what is under way between the stages."""
 
@@ -201,17 +171,22 @@ class _Run:
     ) -> None:
         self.writer = writer
         self.encoder = encoder
-        self.workers = workers
         self.batch_size = batch_size
-        self.limits = limits
         self.on_progress = on_progress
         self.on_skip = on_skip
         self.stop = stop
         self.report = Report(model=encoder.name)
         self.started = time.monotonic()
-        self.known = _KnownContent(IndexPaths(writer.folder).database)
-        self.to_encode: list[_Decoded] = []
-        self.waiting: list[_Known] = []
+        self.known = KnownContent(IndexPaths(writer.folder).database)
+        self.reader = PhotoReader(
+            known=self.known,
+            image_size=encoder.image_size,
+            limits=limits,
+            workers=workers,
+            ahead=2 * batch_size + workers,
+        )
+        self.to_encode: list[Decoded] = []
+        self.waiting: list[Known] = []
         self.recorded: set[bytes] = set()  # contents of photos that the next commit will hold
         self.moved_rows: set[int] = set()
         self.embedded = 0
@@ -230,7 +205,7 @@ class _Run:
             self.on_skip(part.prefix, f"cannot be listed: {part.reason}; what the index knows of it stays")
         total = _count_known(self.report, crawl)
         self.on_progress(Progress(done=0, total=total))
-        with closing(self._read_all(crawl)) as outcomes:
+        with closing(self.reader.read_all(crawl.store, crawl.changes())) as outcomes:
             for done, outcome in enumerate(outcomes, start=1):
                 self._take(outcome, crawl)
                 self._stop_if_asked(crawl)
@@ -248,54 +223,23 @@ class _Run:
             self._commit(finished=True)
             raise KeyboardInterrupt
 
-    def _read_all(self, crawl: Crawl) -> Generator[_Decoded | _Known | _Failed, None, None]:
-        """Files in order, read and decoded ahead by threads (Pillow decodes without the interpreter's lock)."""
-        changes = crawl.changes()
-        ahead = 2 * self.batch_size + self.workers
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:
-            under_way: deque[Future[_Decoded | _Known | _Failed]] = deque()
-            try:
-                for change in changes:
-                    under_way.append(pool.submit(self._read, crawl.store, change))
-                    if len(under_way) >= ahead:
-                        yield under_way.popleft().result()
-                while under_way:
-                    yield under_way.popleft().result()
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-
-    def _read(self, store: ImageStore, change: Change) -> _Decoded | _Known | _Failed:
-        try:
-            data = store.read(change.listed.key, max_bytes=self.limits.max_file_bytes)
-        except ImageError as error:
-            return _Failed(change=change, reason=str(error), damaged=False)
-        content_hash = hashlib.sha256(data).digest()
-        try:
-            if content_hash in self.known:
-                metadata = inspect_bytes(data, limits=self.limits)
-                return _Known(change=change, content_hash=content_hash, metadata=metadata)
-            photo = decode_bytes(data, image_size=self.encoder.image_size, limits=self.limits)
-        except ImageError as error:
-            return _Failed(change=change, reason=str(error), damaged=True)
-        return _Decoded(change=change, content_hash=content_hash, photo=photo)
-
-    def _take(self, outcome: _Decoded | _Known | _Failed, crawl: Crawl) -> None:
+    def _take(self, outcome: Decoded | Known | Failed, crawl: Crawl) -> None:
         match outcome:
-            case _Failed(change=change, reason=reason, damaged=damaged):
+            case Failed(change=change, reason=reason, damaged=damaged):
                 self.report.failed += 1
                 self.on_skip(change.listed.key, reason)
                 self.writer.add_failure(
                     FailedPhoto(store=crawl.store.name, listed=change.listed, reason=reason, damaged=damaged)
                 )
-            case _Decoded(content_hash=content_hash) if content_hash in self.known:
+            case Decoded(content_hash=content_hash) if content_hash in self.known:
                 # Its twin was under way in another thread when this one looked.
                 self.waiting.append(
-                    _Known(change=outcome.change, content_hash=content_hash, metadata=outcome.photo.metadata)
+                    Known(change=outcome.change, content_hash=content_hash, metadata=outcome.photo.metadata)
                 )
-            case _Decoded(content_hash=content_hash):
+            case Decoded(content_hash=content_hash):
                 self.known.add(content_hash)
                 self.to_encode.append(outcome)
-            case _Known():
+            case Known():
                 self.waiting.append(outcome)
         if len(self.to_encode) >= self.batch_size or len(self.waiting) >= COMMIT_EVERY_PHOTOS:
             self._encode(crawl)
@@ -321,7 +265,7 @@ class _Run:
                 self.report.duplicates += 1
             self._record(crawl, known.change, known.content_hash, known.metadata, moved_from=moved_from)
 
-    def _is_copy(self, crawl: Crawl, known: _Known) -> bool:
+    def _is_copy(self, crawl: Crawl, known: Known) -> bool:
         """Its content is that of another photo, not just its own from before, or that of a photo long deleted."""
         return known.content_hash in self.recorded or crawl.has_other_photo(
             known.content_hash, key=known.change.listed.key
@@ -355,35 +299,6 @@ class _Run:
         self.known.keep_pending({decoded.content_hash for decoded in self.to_encode})
         self.recorded.clear()
         self.last_commit = time.monotonic()
-
-
-class _KnownContent:
-    """Which contents the index has or is about to have; asked by the decoding threads."""
-
-    def __init__(self, database: Path) -> None:
-        address = f"file:{quote(os.fsencode(database))}?mode=ro"
-        self._connection = sqlite3.connect(address, uri=True, check_same_thread=False)
-        self._lock = threading.Lock()
-        self._pending: set[bytes] = set()
-
-    def __contains__(self, content_hash: object) -> bool:
-        with self._lock:
-            if content_hash in self._pending:
-                return True
-            query = "SELECT 1 FROM vectors WHERE content_hash = ?"
-            return self._connection.execute(query, (content_hash,)).fetchone() is not None
-
-    def add(self, content_hash: bytes) -> None:
-        with self._lock:
-            self._pending.add(content_hash)
-
-    def keep_pending(self, hashes: set[bytes]) -> None:
-        """All but `hashes` is in the tables now."""
-        with self._lock:
-            self._pending &= hashes
-
-    def close(self) -> None:
-        self._connection.close()
 
 
 def _open_stores(locations: Iterable[str | os.PathLike[str]]) -> list[ImageStore]:

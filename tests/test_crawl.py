@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from test_stores import refuse
 
 import indexer.pipeline
+import indexer.reading
 from indexer.pipeline import Progress, Report, build, plan
 from searchengine.decode import DecodeLimits
 from searchengine.errors import StoreUnusable, UsageError
@@ -236,7 +237,7 @@ def test_failures_are_recorded_with_a_reason_and_tried_again_when_they_change(
     assert skipped == [(str(bad), "not a picture in a supported format")]
     assert state(tmp_path / "index")["failures"] == [("local", *skipped[0])]
     with monkeypatch.context() as patch:
-        patch.setattr(indexer.pipeline, "decode_bytes", lambda *_, **__: pytest.fail("it was tried again"))
+        patch.setattr(indexer.reading, "decode_bytes", lambda *_, **__: pytest.fail("it was tried again"))
         assert counters(update()) == {"unchanged": 1, "failed": 1}
     painted(2).save(bad, "JPEG")
     assert counters(update()) == {"added": 1, "unchanged": 1}
@@ -513,7 +514,7 @@ def test_the_number_of_photos_under_way_is_bounded(
     for number in range(80):
         paint(f"photos/{number:03}.png", number)
     lock, decoded, most = threading.Lock(), 0, 0
-    decode, encode = indexer.pipeline.decode_bytes, encoder.encode_pixels
+    decode, encode = indexer.reading.decode_bytes, encoder.encode_pixels
 
     def counted(*arguments: Any, **options: Any) -> Any:
         nonlocal decoded, most
@@ -530,7 +531,7 @@ def test_the_number_of_photos_under_way_is_bounded(
             decoded -= len(pixels)
         return encode(pixels)
 
-    monkeypatch.setattr(indexer.pipeline, "decode_bytes", counted)
+    monkeypatch.setattr(indexer.reading, "decode_bytes", counted)
     monkeypatch.setattr(encoder, "encode_pixels", slow)
     update(batch_size=batch_size, workers=workers)
     assert most <= 3 * batch_size + workers
