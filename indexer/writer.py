@@ -25,6 +25,7 @@ import sqlalchemy as sa
 
 from searchengine.errors import IndexFormatError, IndexLocked, IndexUnusable, ModelMismatch
 from searchengine.index.layout import (
+    RESTORE,
     IndexIdentity,
     IndexPaths,
     index_folder,
@@ -32,6 +33,7 @@ from searchengine.index.layout import (
     read_identity,
     write_identity,
 )
+from searchengine.index.reader import Index
 from searchengine.index.schema import (
     connect_for_reading,
     connect_for_writing,
@@ -39,6 +41,7 @@ from searchengine.index.schema import (
     images,
     migrate,
     runs,
+    schema_version,
     segments,
     vectors,
 )
@@ -132,21 +135,32 @@ class IndexWriter:
         is_new = not self._paths.identity.exists()
         if not is_new:
             check_same_encoder(read_identity(self.folder), self._identity, folder=self.folder)
+            if not self._has_tables():
+                raise IndexFormatError(
+                    f"the index at {printable(str(self.folder))} has lost its metadata.sqlite; {RESTORE}"
+                )
         migrate(self.engine, self._paths.database)
+        if not is_new:
+            with Index(self.folder) as index:
+                index.snapshot()  # raises for a segment that is missing or damaged: nothing is built on a broken index
         # The tables come first: a folder with index.json is always a whole index. Tables that never held a vector are
         # what a process leaves that was killed between the two.
         if is_new:
             with self.engine.begin() as connection:
                 was_used = _next_id(connection, "vectors") > 1
             if was_used:
-                raise IndexFormatError(
-                    f"the index at {printable(str(self.folder))} has lost its index.json; restore it or index again"
-                )
+                raise IndexFormatError(f"the index at {printable(str(self.folder))} has lost its index.json; {RESTORE}")
             write_identity(self.folder, self._identity)
         process = f"process {os.getpid()} on {socket.gethostname()}"
         with self.engine.begin() as connection:
             result = connection.execute(sa.insert(runs).values(started_at=_now(), process=process))
             self._run_id = result.inserted_primary_key[0]  # type: ignore[index]
+
+    def _has_tables(self) -> bool:
+        if not self._paths.database.exists():
+            return False
+        with self.engine.begin() as connection:
+            return schema_version(connection, self._paths.database) > 0
 
     # -- what the next commit will hold ------------------------------------------------------------------------
 
@@ -238,9 +252,7 @@ class IndexWriter:
         cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
         # SQLite tells damage by the bare class, and what can pass (a full disk, a lock) by a class below it.
         if type(cause) is sqlite3.DatabaseError:
-            return IndexFormatError(
-                f"the tables of the index at {shown} are damaged ({cause}); restore it or index again"
-            )
+            return IndexFormatError(f"the tables of the index at {shown} are damaged ({cause}); {RESTORE}")
         reason = getattr(cause, "strerror", None) or str(cause).partition("\n")[0][:200] or type(cause).__name__
         return IndexUnusable(
             f"the index at {shown} cannot be written: {reason}; free space or fix permissions, then run again "
@@ -249,7 +261,7 @@ class IndexWriter:
 
 
 def check_same_encoder(known: IndexIdentity, wanted: IndexIdentity, *, folder: Path) -> None:
-    """Raises ModelMismatch that names both encoders."""
+    """Raises ModelMismatch that names both encoders, IndexFormatError where only the dimension differs."""
     if known.fingerprint != wanted.fingerprint:
         same_name = known.encoder == wanted.encoder
         raise ModelMismatch(
@@ -257,6 +269,10 @@ def check_same_encoder(known: IndexIdentity, wanted: IndexIdentity, *, folder: P
             f"({known.fingerprint[:12]}), not by {wanted.encoder} ({wanted.fingerprint[:12]}); "
             + ("its weights have changed since: " if same_name else f"use --model {known.encoder}, or ")
             + "index into another folder with --index"
+        )
+    if known.dim != wanted.dim:
+        raise IndexFormatError(
+            f"the index at {printable(str(folder))} says dim {known.dim}, its encoder has {wanted.dim}; {RESTORE}"
         )
 
 

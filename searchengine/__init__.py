@@ -31,12 +31,13 @@ def open_index(folder: str | os.PathLike[str]) -> Index:
     return Index(folder)
 
 
-def load_encoder(name: str = "mini", *, device: str = "auto") -> Encoder:
-    """The encoder called `name`, or the one in the file `name`. Raises ModelNotFound, WeightsError."""
+def load_encoder(name: str = "mini", *, device: str = "auto", precision: str = "fp32") -> Encoder:
+    """The encoder called `name`, or the one in the file `name`. Raises ModelNotFound, WeightsError, UsageError."""
     from searchengine.models.registry import load_encoder
     from searchengine.settings import load_settings
 
-    return load_encoder(name, device=device, models_folder=load_settings().models_folder)
+    folder = load_settings().models_folder
+    return load_encoder(name, device=device, precision=precision, models_folder=folder)
 
 
 def __getattr__(name: str) -> Any:

@@ -27,10 +27,10 @@ def read_captions(file: str | os.PathLike[str], *, images: str | os.PathLike[str
     """
     shown = printable(os.fspath(file))
     try:
-        content = json.loads(Path(file).read_text("utf-8"))
+        content = json.loads(Path(file).read_text("utf-8-sig"))
     except OSError as error:
         raise UsageError(f"the captions file {shown} cannot be read: {error.strerror}; check the path") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"the captions file {shown} is not JSON: {error}") from None
     if not Path(images).is_dir():
         raise UsageError(f"the folder of images {printable(os.fspath(images))} does not exist; check --images")

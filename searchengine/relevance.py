@@ -12,7 +12,10 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
+from searchengine.errors import IndexFormatError
+from searchengine.index.layout import RESTORE
 from searchengine.index.reader import Index
+from searchengine.text import printable
 from searchengine.vectors import FloatMatrix
 
 # From this relevance on, a hit counts as a match.
@@ -43,7 +46,11 @@ class Background:
         version = self._index.snapshot().version
         with self._lock:
             if version != self._version:
-                self._sample = self._index.sample_vectors(SAMPLE_SIZE)
+                sample = self._index.sample_vectors(SAMPLE_SIZE)
+                if not np.all(np.isfinite(sample)):
+                    folder = printable(str(self._index.folder))
+                    raise IndexFormatError(f"the index at {folder} holds vectors that are not finite; {RESTORE}")
+                self._sample = sample
                 self._version = version
             return self._sample
 

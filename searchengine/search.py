@@ -75,7 +75,7 @@ class Searcher:
 
     def similar(self, image_id: int, *, k: int = 10, offset: int = 0, filters: Filters | None = None) -> list[Hit]:
         """The k photos most like the indexed photo `image_id`, less that photo and its exact copies."""
-        row = self.index.image(image_id)
+        row = self.index.image(int(image_id)) if 0 < image_id < 2**63 else None
         if row is None:
             raise QueryError(f"the index has no photo with id {image_id}; ids are in the results of a search")
         vector = self.index.vector(row.vector_id)

@@ -6,6 +6,7 @@ config/default.toml < the user's config.toml < SEARCHENGINE_* in the environment
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -98,6 +99,10 @@ def _environment() -> dict[str, str]:
 def _checked(name: str, value: Any, origin: str) -> Any:
     if name not in TYPES:
         raise SettingError(f"unknown setting {printable(name)} in {printable(origin)}; known are: {', '.join(NAMES)}")
+    if name == "device" and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(value)):
+        raise SettingError(
+            f"setting device in {printable(origin)} is {value!r}, but must be auto, cpu, cuda, cuda:N or mps"
+        )
     if TYPES[name] is str:
         if not isinstance(value, str):
             raise SettingError(f"setting {name} in {printable(origin)} is {value!r}, but must be text")

@@ -454,3 +454,87 @@ def test_a_text_search_loads_no_torch(indexed: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT, text=True)
     assert done.stderr.split() == ["False", "False"]
+
+
+# -- what an adversarial user found ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(cli: Cli, library: Path, tmp_path: Path) -> Path:
+    """A folder of two photos, indexed at `tmp_path / "i"`."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("coffee.png", "chelsea.png"):
+        shutil.copy(library / name, folder)
+    assert cli("index", folder, "--index", tmp_path / "i", "--model", "mini").code == 0
+    return folder
+
+
+@pytest.mark.parametrize("damage", ["metadata.sqlite", "segments/00000001.faiss"])
+def test_index_refuses_to_build_on_a_broken_index(cli: Cli, small: Path, tmp_path: Path, damage: str) -> None:
+    (tmp_path / "i" / damage).unlink()
+    outcome = cli("index", small, "--index", tmp_path / "i")
+    assert outcome.code == 3
+    assert "index again" in outcome.err
+
+
+def test_an_empty_store_name_is_not_the_current_folder(cli: Cli, small: Path, tmp_path: Path) -> None:
+    assert cli("index", "", "--index", tmp_path / "i").code == 2
+
+
+def test_a_file_that_is_no_model_leaves_no_index_behind(cli: Cli, small: Path, tmp_path: Path) -> None:
+    outcome = cli("index", small, "--index", tmp_path / "j", "--model", small / "coffee.png")
+    assert outcome.code == 4
+    assert not (tmp_path / "j").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--sheet", "photos/coffee.png.jpg"), ("--html", "photos/coffee.png"), ("--threshold", "nan")],
+)
+def test_slips_of_the_hand_are_refused(cli: Cli, small: Path, tmp_path: Path, option: str, value: str) -> None:
+    before = (small / "coffee.png").read_bytes()
+    assert cli("search", "x", option, tmp_path / value, "--index", tmp_path / "i").code == 2
+    assert (small / "coffee.png").read_bytes() == before
+
+
+def test_a_device_that_does_not_exist_is_a_clear_error(cli: Cli, small: Path, tmp_path: Path) -> None:
+    unknown = cli("index", small, "--index", tmp_path / "i", "--device", "quantum")
+    assert (unknown.code, "quantum" in unknown.err) == (2, True)
+    away = cli("index", small, "--index", tmp_path / "j", "--model", "mini", "--device", "cuda:63")
+    assert (away.code, "--device cpu" in away.err, "internal" in away.err) == (4, True, False)
+
+
+def test_an_id_beyond_all_ids_is_a_clear_error(cli: Cli, indexed: Path) -> None:
+    outcome = cli("similar", "9" * 30, "--index", indexed)
+    assert (outcome.code, "no photo with id" in outcome.err) == (2, True)
+
+
+def test_previews_do_not_mix_with_output_for_programs(cli: Cli, indexed: Path) -> None:
+    assert cli("search", "a cat", "--preview", "--json", "--index", indexed).code == 2
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_closed_stream_is_no_crash(indexed: Path, closed: str) -> None:
+    command = f"{sys.executable} -m searchengine search 'a cat' --json --index {indexed} {closed}"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_under_the_output_is_a_clear_error(indexed: Path) -> None:
+    command = f"{sys.executable} -m searchengine search 'a cat' --json --index {indexed} > /dev/full"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_vectors_that_rotted_on_disk_are_told_not_shown_as_nan(cli: Cli, small: Path, tmp_path: Path) -> None:
+    segment = tmp_path / "i" / "segments" / "00000001.faiss"
+    content = bytearray(segment.read_bytes())
+    content[1000:1004] = b"\xff\xff\xff\x7f"
+    segment.write_bytes(content)
+    outcome = cli("search", "a cat", "--index", tmp_path / "i", "--json")
+    assert (outcome.code, outcome.out) == (3, "")
+    assert "index again" in outcome.err

@@ -145,7 +145,7 @@ def test_tensors_that_are_not_heads_are_never_written(
 def test_a_truncated_file_is_refused_with_a_remedy(tmp_path: Path, size: int) -> None:
     path = tmp_path / "cut.safetensors"
     path.write_bytes(parts.SHIPPED_HEADS.read_bytes()[:size])
-    with pytest.raises(WeightsError, match="train again"):
+    with pytest.raises(WeightsError, match="searchengine train"):
         MiniHeads.load(path)
 
 

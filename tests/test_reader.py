@@ -305,7 +305,7 @@ def test_an_identity_card_that_cannot_be_understood_is_refused(
 def test_a_damaged_identity_card_is_refused(tmp_path: Path, paint: Paint, content: bytes) -> None:
     folder = indexed(tmp_path, paint)
     (folder / "index.json").write_bytes(content)
-    with pytest.raises(IndexFormatError, match="restore it or index again"):
+    with pytest.raises(IndexFormatError, match="index again"):
         use(folder)
 
 
@@ -323,7 +323,7 @@ def test_tables_of_a_newer_program_are_refused(tmp_path: Path, paint: Paint) -> 
 def test_lost_tables_are_told(tmp_path: Path, paint: Paint) -> None:
     folder = indexed(tmp_path, paint)
     (folder / "metadata.sqlite").unlink()
-    with pytest.raises(IndexFormatError, match="lost its metadata.sqlite; restore it or index again"):
+    with pytest.raises(IndexFormatError, match="lost its metadata.sqlite.*index again"):
         use(folder)
     build(folder, [tmp_path / "photos"], encoder=FakeEncoder())
     use(folder)
@@ -354,14 +354,14 @@ def test_a_truncated_segment_is_told_with_a_remedy(tmp_path: Path, paint: Paint,
     folder = indexed(tmp_path, paint)
     segment = folder / "segments" / "00000001.faiss"
     segment.write_bytes(segment.read_bytes()[:length])
-    with pytest.raises(IndexFormatError, match="00000001.faiss cannot be read.*restore it or index again"):
+    with pytest.raises(IndexFormatError, match="00000001.faiss cannot be read.*index again"):
         use(folder)
 
 
 def test_a_missing_segment_is_told_with_a_remedy(tmp_path: Path, paint: Paint) -> None:
     folder = indexed(tmp_path, paint)
     (folder / "segments" / "00000001.faiss").unlink()
-    with pytest.raises(IndexFormatError, match="00000001.faiss is missing; restore it or index again"):
+    with pytest.raises(IndexFormatError, match="00000001.faiss is missing.*index again"):
         use(folder)
 
 

@@ -13,6 +13,7 @@ import click
 
 from searchengine import __version__
 from searchengine.errors import SearchEngineError
+from searchengine.text import printable
 
 INTERRUPTED = 130
 UNUSABLE = 3
@@ -65,6 +66,9 @@ def main() -> None:
     warnings.simplefilter(
         "ignore"
     )  # what libraries grumble about a user's photos is recorded as a reason, if it matters
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by whoever started this process
+            setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
@@ -78,7 +82,10 @@ def main() -> None:
         error.show()
         code = error.exit_code
     except (KeyboardInterrupt, click.exceptions.Abort):
-        code = _fail("interrupted; what was done is kept, run again to go on", INTERRUPTED)
+        code = _fail("interrupted; what was committed is kept, run again to go on", INTERRUPTED)
+    except OSError as error:
+        where = f" {printable(str(error.filename))}" if error.filename else ""
+        code = _fail(f"a file cannot be read or written:{where} {error.strerror or error}", UNUSABLE)
     except Exception as error:
         if os.environ.get("SEARCHENGINE_DEBUG"):
             raise

@@ -11,8 +11,8 @@ from searchengine.text import printable
 
 
 @click.command("evaluate", epilog="Example:  searchengine evaluate captions.json --images photos --json")
-@click.argument("captions", type=click.Path(), metavar="CAPTIONS.json")
-@click.option("--images", required=True, type=click.Path(), help="Folder that holds the captioned photos.")
+@click.argument("captions", metavar="CAPTIONS.json")
+@click.option("--images", required=True, help="Folder that holds the captioned photos.")
 @index_option
 @model_option
 @device_option

@@ -103,20 +103,21 @@ def command(
 
 @contextmanager
 def _ctrl_c_stops() -> Iterator[threading.Event]:
-    """The first Ctrl-C ends the run after a commit; the second one ends it at once."""
+    """The first Ctrl-C, or a request to terminate, ends the run after a commit; the second ends it at once."""
     stop = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        notice("stopping after a commit; press Ctrl-C again to stop at once")
+        notice("stopping after a commit; once more stops at once")
 
-    before = signal.signal(signal.SIGINT, on_signal)
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

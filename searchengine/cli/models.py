@@ -42,7 +42,7 @@ def download(name: str, as_json: bool) -> None:
 
 
 @command.command("import", epilog="Example:  searchengine models import my-heads.safetensors")
-@click.argument("file", type=click.Path())
+@click.argument("file")
 @json_option
 def import_(file: str, as_json: bool) -> None:
     """Check a file made by `searchengine train` and keep a copy, to be used by its name."""

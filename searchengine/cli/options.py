@@ -23,7 +23,6 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON: 
 index_option = click.option(
     "--index",
     "index",
-    type=click.Path(),
     help="Folder of the index [default: SEARCHENGINE_INDEX, or your data folder].",
 )
 model_option = click.option(

@@ -22,6 +22,9 @@ MAX_WIDTH_CHARACTERS = 48
 
 
 def print_previews(hits: Sequence[Hit]) -> None:
+    if os.environ.get("NO_COLOR"):
+        click.echo("--preview draws with colours, which NO_COLOR forbids", err=True)
+        return
     width = min(MAX_WIDTH_CHARACTERS, shutil.get_terminal_size().columns)
     for hit in hits:
         click.echo(f"{hit.rank}  {hit.score:.3f}  {printable(os.path.basename(hit.path))}")

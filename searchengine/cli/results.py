@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 
 from searchengine.cli.output import notice, print_json_lines, print_paths, print_table
 from searchengine.errors import UsageError
+from searchengine.text import printable
 
 if TYPE_CHECKING:
     from searchengine.search import Hit
@@ -43,8 +45,8 @@ def result_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @click.option("--format", "format_", type=click.Choice(["table", "paths", "json"]), help="Shape of the result.")
     @click.option("-0", "null", is_flag=True, help="Paths that end in a NUL byte, for xargs -0.")
-    @click.option("--html", type=click.Path(dir_okay=False), help="Also write a self-contained page of the hits.")
-    @click.option("--sheet", type=click.Path(dir_okay=False), help="Also draw a contact sheet (PNG) of the hits.")
+    @click.option("--html", help="Also write a self-contained page of the hits.")
+    @click.option("--sheet", help="Also draw a contact sheet (PNG) of the hits.")
     @click.option("--preview", is_flag=True, help="Show the pictures in the terminal.")
     @click.option("--json", "as_json", is_flag=True, help="The same as --format json: one object a line.")
     @functools.wraps(command)
@@ -64,6 +66,8 @@ def result_options(command: Callable[..., Any]) -> Callable[..., Any]:
         if len({name for name in (format_, "json" if as_json else None, "paths" if null else None) if name}) > 1:
             raise click.UsageError("--format, --json and -0 ask for different shapes; give one")
         chosen = format_ or ("json" if as_json else "paths" if null else "table")
+        if preview and chosen != "table":
+            raise click.UsageError("--preview goes with a table, not with paths or JSON")
         presentation = Presentation(
             k=k,
             offset=offset,
@@ -84,7 +88,10 @@ def parse_threshold(text: str) -> float | str:
     if text in ("auto", "none"):
         return text
     try:
-        return float(text)
+        score = float(text)
+        if not math.isfinite(score):
+            raise ValueError
+        return score
     except ValueError:
         raise UsageError(f"--threshold is {text!r}, but must be auto, none or a score such as 0.25") from None
 
@@ -101,13 +108,13 @@ def present(hits: list[Hit], presentation: Presentation, *, title: str) -> int:
     if presentation.sheet:
         from searchengine.cli.sheet import draw_sheet
 
-        draw_sheet(hits, title=title, match=MATCH).save(_writable(presentation.sheet), format="PNG")
-        notice(f"wrote {presentation.sheet}")
+        draw_sheet(hits, title=title, match=MATCH).save(_writable(presentation.sheet, ".png"), format="PNG")
+        notice(f"wrote {printable(presentation.sheet)}")
     if presentation.html:
         from searchengine.cli.page import render_page
 
-        _writable(presentation.html).write_text(render_page(hits, title=title, match=MATCH), "utf-8")
-        notice(f"wrote {presentation.html}")
+        _writable(presentation.html, ".html", ".htm").write_text(render_page(hits, title=title, match=MATCH), "utf-8")
+        notice(f"wrote {printable(presentation.html)}")
     if not hits:
         if presentation.format == "table":
             notice("nothing found")
@@ -125,10 +132,15 @@ def present(hits: list[Hit], presentation: Presentation, *, title: str) -> int:
     return FOUND
 
 
-def _writable(path: str) -> Path:
-    """The path, proven writable before work is put into it. Raises UsageError."""
+def _writable(path: str, *suffixes: str) -> Path:
+    """The path, proven writable before work is put into it. Raises UsageError.
+
+    The name must say what it will hold, so that a slip of the hand cannot put a page in place of a photo.
+    """
+    if not path.lower().endswith(suffixes):
+        raise UsageError(f"{printable(path)} must end in {suffixes[0]}; choose another name")
     try:
         with open(path, "ab"):
             return Path(path)
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}; choose another place") from None
+        raise UsageError(f"{printable(path)} cannot be written: {error.strerror}; choose another place") from None

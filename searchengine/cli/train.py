@@ -11,13 +11,12 @@ from searchengine.text import printable
 
 
 @click.command("train", epilog="Example:  searchengine train captions.json --images photos --out mine.safetensors")
-@click.argument("captions", type=click.Path(), metavar="CAPTIONS.json")
-@click.option("--images", required=True, type=click.Path(), help="Folder that holds the captioned photos.")
+@click.argument("captions", metavar="CAPTIONS.json")
+@click.option("--images", required=True, help="Folder that holds the captioned photos.")
 @click.option(
     "--out",
     default="heads.safetensors",
     show_default=True,
-    type=click.Path(dir_okay=False),
     help="File for the trained heads; use it as --model FILE, or `searchengine models import FILE`.",
 )
 @click.option(

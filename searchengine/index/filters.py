@@ -37,7 +37,9 @@ class Filters:
         if self.before is not None:
             conditions.append(images.c.taken_at < self.before)
         if self.under is not None:
-            conditions.append(starts_with(images.c.key, os.path.join(os.path.realpath(self.under), "")))
+            conditions.append(
+                starts_with(images.c.key, os.path.join(os.path.realpath(os.path.expanduser(self.under)), ""))
+            )
         if self.camera is not None:
             conditions.append(images.c.camera.icontains(self.camera, autoescape=True))
         if self.near is not None:

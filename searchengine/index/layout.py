@@ -20,6 +20,8 @@ from searchengine.text import printable
 FORMAT_VERSION = 1
 METRIC = "inner_product"
 
+RESTORE = "restore it from a backup, or delete the index folder and index again"
+
 
 @dataclass(frozen=True, kw_only=True)
 class IndexIdentity:
@@ -77,8 +79,8 @@ def read_identity(folder: Path) -> IndexIdentity:
         raise IndexNotFound(f"there is no index at {shown}; make one with: searchengine index FOLDER") from None
     except OSError as error:
         raise IndexUnusable(f"the index at {shown} cannot be read: {error.strerror}; check its permissions") from None
-    except ValueError as error:
-        raise IndexFormatError(f"{shown}/index.json is damaged ({error}); restore it or index again") from None
+    except (ValueError, RecursionError) as error:
+        raise IndexFormatError(f"{shown}/index.json is damaged ({error}); {RESTORE}") from None
     version = fields.get("format_version") if isinstance(fields, dict) else None
     if type(version) is int and version > FORMAT_VERSION:
         raise IndexFormatError(
@@ -88,15 +90,15 @@ def read_identity(folder: Path) -> IndexIdentity:
     try:
         identity = IndexIdentity(**fields)
     except TypeError as error:
-        raise IndexFormatError(f"{shown}/index.json is incomplete ({error}); restore it or index again") from None
+        raise IndexFormatError(f"{shown}/index.json is incomplete ({error}); {RESTORE}") from None
     if identity.metric != METRIC or type(identity.dim) is not int or identity.dim < 1:
-        raise IndexFormatError(f"{shown}/index.json names an unknown metric or dimension; restore it or index again")
+        raise IndexFormatError(f"{shown}/index.json names an unknown metric or dimension; {RESTORE}")
     if (
         type(version) is not int
         or version < 1
         or not all(isinstance(text, str) for text in (identity.encoder, identity.fingerprint))
     ):
-        raise IndexFormatError(f"{shown}/index.json has no valid version or encoder; restore it or index again")
+        raise IndexFormatError(f"{shown}/index.json has no valid version or encoder; {RESTORE}")
     return identity
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from searchengine.errors import IndexFormatError
 from searchengine.index.filters import Filters
-from searchengine.index.layout import IndexIdentity, IndexPaths, index_folder, read_identity
+from searchengine.index.layout import RESTORE, IndexIdentity, IndexPaths, index_folder, read_identity
 from searchengine.index.schema import connect_for_reading, failures, images, runs, schema_version, segments, vectors
 from searchengine.text import printable
 from searchengine.vectors import FloatMatrix
@@ -86,7 +86,7 @@ class Index:
         self._paths = IndexPaths(self.folder)
         if not self._paths.database.is_file():
             raise IndexFormatError(
-                f"the index at {printable(str(self.folder))} has lost its metadata.sqlite; restore it or index again"
+                f"the index at {printable(str(self.folder))} has lost its metadata.sqlite; {RESTORE}"
             )
         self._engine = connect_for_reading(self._paths.database)
         self._lock = threading.Lock()
@@ -280,15 +280,15 @@ class Index:
             loaded: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
             reason = "is missing" if not path.exists() else f"cannot be read ({str(error).splitlines()[0][:200]})"
-            raise IndexFormatError(f"{printable(str(path))} {reason}; restore it or index again") from None
+            raise IndexFormatError(f"{printable(str(path))} {reason}; {RESTORE}") from None
         if not isinstance(loaded, faiss.IndexIDMap2) or not isinstance(
             faiss.downcast_index(loaded.index), faiss.IndexFlatIP
         ):
-            raise IndexFormatError(f"{printable(str(path))} is no segment of an index; restore it or index again")
+            raise IndexFormatError(f"{printable(str(path))} is no segment of an index; {RESTORE}")
         if loaded.ntotal != count or loaded.d != self.dim or loaded.metric_type != faiss.METRIC_INNER_PRODUCT:
             raise IndexFormatError(
                 f"{printable(str(path))} holds {loaded.ntotal} vectors of dimension {loaded.d}, expected "
-                f"{count} of {self.dim}; restore it or index again"
+                f"{count} of {self.dim}; {RESTORE}"
             )
         return Segment(file=file, faiss_index=loaded, ids=faiss.vector_to_array(loaded.id_map))
 

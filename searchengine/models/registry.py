@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from searchengine.errors import ModelNotFound
+from searchengine.errors import ModelNotFound, UsageError
 from searchengine.index.layout import write_durably
 from searchengine.models.mini import parts
 from searchengine.text import printable
@@ -55,15 +55,19 @@ def list_models(models_folder: Path) -> Iterator[ModelInfo]:
         )
 
 
-def load_encoder(name: str, *, device: str = "auto", models_folder: Path | None = None) -> Encoder:
-    """The encoder called `name`. Its weights are loaded when they are first used.
+def load_encoder(
+    name: str, *, device: str = "auto", precision: str = "fp32", models_folder: Path | None = None
+) -> Encoder:
+    """The encoder called `name`. Its towers are loaded when they are first used, its heads at once.
 
     Raises ModelNotFound for an unknown name or missing weights, WeightsError for weights that are not what they
-    should be.
+    should be, UsageError for a `precision` that it does not have (mini has fp32).
     """
     from searchengine.models.mini.encoder import MiniEncoder
 
-    return MiniEncoder(name=name, heads=find_heads(name, models_folder=models_folder), device=device)
+    if precision != "fp32":
+        raise UsageError(f"the encoder {printable(name)} has precision fp32, not {precision!r}")
+    return MiniEncoder(name=name, heads_file=find_heads(name, models_folder=models_folder), device=device)
 
 
 def find_heads(name: str, *, models_folder: Path | None) -> Path:

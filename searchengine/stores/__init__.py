@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from searchengine.errors import UsageError
+
 
 @dataclass(frozen=True, slots=True)
 class StoredPhoto:
@@ -41,9 +43,11 @@ class ImageStore(Protocol):
 
 
 def open_store(location: str) -> ImageStore:
-    """The store at `location`: a local folder. Raises StoreUnusable that names the location and the remedy."""
+    """The store at `location`: a local folder. Raises StoreUnusable, UsageError for an empty one."""
     from searchengine.stores.local import LocalStore
 
+    if not location:
+        raise UsageError("the name of a store is empty; give a folder of photos")
     return LocalStore(location)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from searchengine.decode import crop_pixels, decode_file
-from searchengine.errors import ImageError
+from searchengine.errors import ImageError, ModelUnusable, UsageError
 from searchengine.models.mini import parts
 from searchengine.models.mini.heads import MiniHeads
 from searchengine.text import printable
@@ -31,17 +31,18 @@ IMAGES_PER_BATCH = 32
 
 
 class MiniEncoder:
-    """Implements `searchengine.vectors.Encoder` with the heads in the file `heads`.
+    """Implements `searchengine.vectors.Encoder` with the heads in the file `heads_file`.
 
-    Raises ModelNotFound and WeightsError, each when the part that it concerns is first used.
+    Raises WeightsError for unusable heads at once; ModelNotFound and WeightsError for a tower when it is first used.
     """
 
     dim = parts.DIM
     image_size = parts.IMAGE_SIZE
 
-    def __init__(self, *, name: str, heads: Path, device: str = "auto") -> None:
+    def __init__(self, *, name: str, heads_file: Path, device: str = "auto") -> None:
         self.name = name
-        self._heads_file = heads
+        self._heads_file = heads_file
+        self._heads = MiniHeads.load(heads_file)
         self._device = device
 
     @cached_property
@@ -54,12 +55,16 @@ class MiniEncoder:
 
     def encode_texts(self, texts: Sequence[str]) -> FloatMatrix:
         """Unit rows, float32 (n, 512). Words beyond MiniLM's 256 tokens do not count."""
+        if isinstance(texts, str):  # a sequence too, of its letters
+            raise UsageError("texts is one text; give a list of texts")
         if not texts:
             return np.empty((0, self.dim), dtype=np.float32)
         return self._heads.text(self._text_tower.encode(texts))
 
     def encode_images(self, images: Sequence[ImageSource]) -> FloatMatrix:
         """Unit rows, float32 (n, 512), for PIL images or paths. Raises ImageError that names the image."""
+        if isinstance(images, str):
+            raise UsageError("images is one path; give a list of images")
         rows = [np.empty((0, self.dim), dtype=np.float32)]
         for start in range(0, len(images), IMAGES_PER_BATCH):
             crops = [self._crop(image) for image in images[start : start + IMAGES_PER_BATCH]]
@@ -82,10 +87,6 @@ class MiniEncoder:
             raise ImageError(f"{printable(os.fspath(image))}: {error}") from None
 
     @cached_property
-    def _heads(self) -> MiniHeads:
-        return MiniHeads.load(self._heads_file)
-
-    @cached_property
     def _text_tower(self) -> MiniLM:
         from searchengine.models.mini.minilm import MiniLM
 
@@ -101,4 +102,9 @@ class MiniEncoder:
         device = self._device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0][:100]
+            raise ModelUnusable(f"the device {device} cannot be used here ({reason}); use --device cpu") from None
         return EfficientNetLite2.from_file(parts.locate(parts.IMAGE_TOWER), device=device)

@@ -49,7 +49,7 @@ MAX_DEVIATIONS = 6.0
 SENTENCE_SCALE = float(np.sqrt(SENTENCE))
 
 FORMAT, VERSION = "searchengine-mini-heads", 1
-REMEDY = "train again with `searchengine train`, or reinstall searchengine for the shipped heads"
+REMEDY = "give a file made by `searchengine train`; if it is the shipped one, reinstall searchengine"
 
 
 @dataclass(frozen=True)
