@@ -408,7 +408,10 @@ def test_paths_come_out_as_the_very_bytes_of_their_names(tmp_path: Path) -> None
     assert found.stdout == name + b"\0"
 
 
-def test_ctrl_c_commits_says_so_and_the_next_run_goes_on(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("request_to_end", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "termination"])
+def test_an_interrupted_run_commits_says_so_and_the_next_one_goes_on(
+    data: Path, tmp_path: Path, request_to_end: signal.Signals
+) -> None:
     photos = data / "flickr8k_dev" / "images"
     run = [sys.executable, "-m", "searchengine", "index", photos, "--index", tmp_path / "i", "--model", "mini"]
     ours, theirs = pty.openpty()  # a terminal, so that the bar tells when photos are under way
@@ -417,7 +420,7 @@ def test_ctrl_c_commits_says_so_and_the_next_run_goes_on(data: Path, tmp_path: P
     seen = b""
     while not re.search(rb"indexing \[#", seen):
         seen += os.read(ours, 4096)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(request_to_end)
     with contextlib.suppress(OSError):  # a terminal whose other side is closed reads as an error
         while piece := os.read(ours, 4096):
             seen += piece
