@@ -325,6 +325,9 @@ def test_lost_tables_are_told(tmp_path: Path, paint: Paint) -> None:
     (folder / "metadata.sqlite").unlink()
     with pytest.raises(IndexFormatError, match="lost its metadata.sqlite.*index again"):
         use(folder)
+    with pytest.raises(IndexFormatError, match="lost its metadata.sqlite.*index again"):
+        build(folder, [tmp_path / "photos"], encoder=FakeEncoder())
+    shutil.rmtree(folder)
     build(folder, [tmp_path / "photos"], encoder=FakeEncoder())
     use(folder)
 
