@@ -7,19 +7,17 @@ A content that the index has is never decoded again.
 from __future__ import annotations
 
 import hashlib
-import os
-import sqlite3
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from indexer.crawl import Change
 from searchengine.decode import DecodeLimits, Photo, decode_bytes, inspect_bytes
 from searchengine.errors import ImageError
+from searchengine.index.schema import open_read_only
 from searchengine.metadata import PhotoMetadata
 from searchengine.stores import ImageStore
 
@@ -58,8 +56,7 @@ class KnownContent:
     """Which contents the index has or is about to have; asked by the decoding threads."""
 
     def __init__(self, database: Path) -> None:
-        address = f"file:{quote(os.fsencode(database))}?mode=ro"
-        self._connection = sqlite3.connect(address, uri=True, check_same_thread=False)
+        self._connection = open_read_only(database)
         self._lock = threading.Lock()
         self._pending: set[bytes] = set()
 

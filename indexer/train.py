@@ -28,7 +28,9 @@ from searchengine.captions import CaptionedPhoto
 from searchengine.decode import decode_file
 from searchengine.errors import ImageError, UsageError
 from searchengine.evaluate import Retrieval, image_to_text, text_to_image
+from searchengine.models.mini.encoder import load_image_tower, load_text_tower
 from searchengine.models.mini.heads import FEATURES, MiniHeads, save_heads
+from searchengine.models.mini.parts import IMAGE_SIZE
 
 EPOCHS = 40
 BATCH = 512
@@ -96,18 +98,10 @@ def train(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TrainReport:
     """`train_heads` with the installed towers. The heads train on the CPU, where one seed gives one result."""
-    from searchengine.models.mini import parts
-    from searchengine.models.mini.efficientnet import EfficientNetLite2
-    from searchengine.models.mini.minilm import MiniLM
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    image_tower = EfficientNetLite2.from_file(parts.locate(parts.IMAGE_TOWER), device=device)
-    text_tower = MiniLM.from_folder(parts.locate(parts.TEXT_TOWER).parent)
     return train_heads(
         photos,
-        image_tower=image_tower,
-        text_tower=text_tower,
+        image_tower=load_image_tower(device),
+        text_tower=load_text_tower(),
         out=out,
         epochs=EPOCHS if epochs is None else epochs,
         seed=seed,
@@ -184,7 +178,7 @@ def _describe(
 
     def read(photo: CaptionedPhoto) -> NDArray[np.uint8] | str:
         try:
-            return decode_file(photo.path, image_size=260)
+            return decode_file(photo.path, image_size=IMAGE_SIZE)
         except ImageError as error:
             return str(error)
 

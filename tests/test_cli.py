@@ -508,6 +508,12 @@ def test_a_device_that_does_not_exist_is_a_clear_error(cli: Cli, small: Path, tm
     assert (away.code, "--device cpu" in away.err, "internal" in away.err) == (4, True, False)
 
 
+def test_training_on_a_device_that_is_not_here_is_a_clear_error(cli: Cli, library: Path, tmp_path: Path) -> None:
+    (tmp_path / "captions.json").write_text('[{"file": "coffee.png", "captions": ["coffee"]}]')
+    outcome = cli("train", tmp_path / "captions.json", "--images", library, "--device", "cuda:63")
+    assert (outcome.code, "--device cpu" in outcome.err, "internal" in outcome.err) == (4, True, False)
+
+
 def test_an_id_beyond_all_ids_is_a_clear_error(cli: Cli, indexed: Path) -> None:
     outcome = cli("similar", "9" * 30, "--index", indexed)
     assert (outcome.code, "no photo with id" in outcome.err) == (2, True)

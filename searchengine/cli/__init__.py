@@ -63,9 +63,8 @@ def group() -> None:
 
 def main() -> None:
     """Run the command line; every error becomes one line on standard error and the documented exit code."""
-    warnings.simplefilter(
-        "ignore"
-    )  # what libraries grumble about a user's photos is recorded as a reason, if it matters
+    # What libraries grumble about a user's photos is recorded as a reason, if it matters.
+    warnings.simplefilter("ignore")
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed by whoever started this process
             setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115

@@ -25,7 +25,7 @@ FOUND, NOTHING_FOUND = 0, 1
 class Presentation:
     k: int
     offset: int
-    threshold: str
+    threshold: float | str
     format: str
     null: bool
     html: str | None
@@ -71,7 +71,7 @@ def result_options(command: Callable[..., Any]) -> Callable[..., Any]:
         presentation = Presentation(
             k=k,
             offset=offset,
-            threshold=threshold or ("auto" if chosen == "paths" else "none"),
+            threshold=parse_threshold(threshold or ("auto" if chosen == "paths" else "none")),
             format=chosen,
             null=null,
             html=html,
@@ -100,7 +100,7 @@ def present(hits: list[Hit], presentation: Presentation, *, title: str) -> int:
     """Show the hits that pass the threshold; returns the exit code."""
     from searchengine.relevance import MATCH
 
-    threshold = parse_threshold(presentation.threshold)
+    threshold = presentation.threshold
     if threshold == "auto":
         hits = [hit for hit in hits if hit.relevance >= MATCH]
     elif isinstance(threshold, float):

@@ -13,7 +13,7 @@ from searchengine.cli.options import (
     open_for_reading,
     settings_from,
 )
-from searchengine.cli.results import parse_threshold, present, result_options
+from searchengine.cli.results import present, result_options
 
 if TYPE_CHECKING:
     from searchengine.cli.results import Presentation
@@ -45,7 +45,6 @@ def command(
     from searchengine.search import Searcher
 
     settings = settings_from(index=index, device=device)
-    parse_threshold(presentation.threshold)
     query = " ".join(words)
     with open_for_reading(settings) as opened:
         searcher = Searcher(opened, encoder_of(opened, settings))

@@ -21,6 +21,7 @@ def command(index: str | None, failures: bool, as_json: bool) -> None:
                 click.echo(json.dumps(line) if as_json else f"{printable(key)}: {reason}")
             return
         snapshot = opened.snapshot()
+        size_bytes = opened.size_bytes()
         status = {
             "images": opened.count_images(),
             "vectors": len(snapshot) if snapshot.alive is None else len(snapshot.alive),
@@ -31,7 +32,7 @@ def command(index: str | None, failures: bool, as_json: bool) -> None:
             "dim": opened.dim,
             "index_kind": "flat",
             "recall_at_10": 1.0,
-            "size_bytes": opened.size_bytes(),
+            "size_bytes": size_bytes,
             "last_run": opened.last_run(),
         }
         folder = opened.folder
@@ -46,7 +47,7 @@ def command(index: str | None, failures: bool, as_json: bool) -> None:
         "failures": f"{status['failures']:,}" + (" (status --failures lists them)" if status["failures"] else ""),
         "model": f"{printable(str(status['model']))} ({str(status['fingerprint'])[:12]})",
         "search": "exact: every vector is compared",
-        "size": f"{opened.size_bytes() / 2**20:,.1f} MiB",
+        "size": f"{size_bytes / 2**20:,.1f} MiB",
         "last run": _describe_run(last_run) if isinstance(last_run, dict) else "none yet",
     }
     for name, value in rows.items():

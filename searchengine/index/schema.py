@@ -131,16 +131,16 @@ def connect_for_writing(database: Path) -> sa.Engine:
 
 def connect_for_reading(database: Path, *, poolclass: type[sa.Pool] = NullPool) -> sa.Engine:
     """Connections that cannot write; as a rule a fresh one for each use, so that threads never share one."""
+    return sa.create_engine("sqlite://", poolclass=poolclass, creator=lambda: open_read_only(database))
+
+
+def open_read_only(database: Path) -> sqlite3.Connection:
+    """One bare connection that cannot write. Threads may take turns on it."""
     address = f"file:{quote(os.fsencode(database))}?mode=ro"
     # On a read-only disk SQLite cannot make the WAL's side files; without pending ones it need not.
     if not os.access(database.parent, os.W_OK) and not database.with_name(database.name + "-wal").exists():
         address += "&immutable=1"
-    # Threads take turns on the one connection that outlives a call, so the check that each keeps its own is off.
-    return sa.create_engine(
-        "sqlite://",
-        poolclass=poolclass,
-        creator=lambda: sqlite3.connect(address, uri=True, check_same_thread=False),
-    )
+    return sqlite3.connect(address, uri=True, check_same_thread=False)
 
 
 def migrate(engine: sa.Engine, database: Path) -> None:

@@ -88,23 +88,35 @@ class MiniEncoder:
 
     @cached_property
     def _text_tower(self) -> MiniLM:
-        from searchengine.models.mini.minilm import MiniLM
-
-        parts.locate(parts.TOKENIZER)
-        return MiniLM.from_folder(parts.locate(parts.TEXT_TOWER).parent)
+        return load_text_tower()
 
     @cached_property
     def _image_tower(self) -> EfficientNetLite2:
-        import torch
+        return load_image_tower(self._device)
 
-        from searchengine.models.mini.efficientnet import EfficientNetLite2
 
-        device = self._device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            torch.empty(1, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0][:100]
-            raise ModelUnusable(f"the device {device} cannot be used here ({reason}); use --device cpu") from None
-        return EfficientNetLite2.from_file(parts.locate(parts.IMAGE_TOWER), device=device)
+def load_text_tower() -> MiniLM:
+    """The installed text tower. Raises ModelNotFound, WeightsError."""
+    from searchengine.models.mini.minilm import MiniLM
+
+    parts.locate(parts.TOKENIZER)
+    return MiniLM.from_folder(parts.locate(parts.TEXT_TOWER).parent)
+
+
+def load_image_tower(device: str) -> EfficientNetLite2:
+    """The installed image tower; `auto` is a GPU where there is one.
+
+    Raises ModelNotFound, WeightsError, ModelUnusable for a device that cannot be used.
+    """
+    import torch
+
+    from searchengine.models.mini.efficientnet import EfficientNetLite2
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:100]
+        raise ModelUnusable(f"the device {device} cannot be used here ({reason}); use --device cpu") from None
+    return EfficientNetLite2.from_file(parts.locate(parts.IMAGE_TOWER), device=device)
