@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -20,6 +21,7 @@ import pytest
 from PIL import Image
 
 from searchengine.cli import COMMANDS, main
+from searchengine.cli.index import _ctrl_c_stops
 
 ROOT = Path(__file__).parent.parent
 
@@ -435,6 +437,38 @@ def test_an_interrupted_run_commits_says_so_and_the_next_one_goes_on(
     left = json.loads(again.stdout)
     assert 0 < committed < left["scanned"]
     assert (left["unchanged"], left["added"]) == (committed, left["scanned"] - committed)
+
+
+class _TerminatedWhileWriting(io.RawIOBase):
+    """A pipe in whose first write the process is asked to terminate."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor, self.asked = descriptor, False
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.descriptor
+
+    def write(self, data: Any) -> int:
+        if not self.asked:
+            self.asked = True
+            signal.raise_signal(signal.SIGTERM)
+        return os.write(self.descriptor, data)
+
+
+def test_a_request_to_end_may_come_in_the_middle_of_a_write_to_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = os.pipe()
+    stream = io.TextIOWrapper(io.BufferedWriter(_TerminatedWhileWriting(theirs)), write_through=True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with _ctrl_c_stops() as stop:
+        stream.write("indexing")
+        stream.flush()
+    os.close(theirs)
+    with open(ours, "rb") as pipe:
+        assert pipe.read() == b"stopping after a commit; once more stops at once\nindexing"
+    assert stop.is_set()
 
 
 # -- help ------------------------------------------------------------------------------------------------------------

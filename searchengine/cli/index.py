@@ -13,7 +13,7 @@ from types import FrameType
 import click
 
 from searchengine.cli.options import device_option, encoder_for, index_option, json_option, model_option, settings_from
-from searchengine.cli.output import notice, progress_bar
+from searchengine.cli.output import notice, notice_from_signal, progress_bar
 from searchengine.text import printable
 
 
@@ -110,7 +110,7 @@ def _ctrl_c_stops() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        notice("stopping after a commit; once more stops at once")
+        notice_from_signal("stopping after a commit; once more stops at once")
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -27,6 +28,12 @@ CLEAR_LINE = "\r\x1b[K"
 def notice(message: str) -> None:
     """One line on stderr, in place of a progress bar that may stand there."""
     click.echo(f"{CLEAR_LINE if sys.stderr.isatty() else ''}{message}", err=True)
+
+
+def notice_from_signal(message: str) -> None:
+    """`notice` for a signal handler, which may run in the middle of a write to stderr, where no other can begin."""
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), f"{CLEAR_LINE if sys.stderr.isatty() else ''}{message}\n".encode())
 
 
 def styled(text: str, **style: bool | str) -> str:
