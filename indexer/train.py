@@ -55,7 +55,7 @@ class ImageTower(Protocol):
 
 
 class TextTower(Protocol):
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
+    def encode(self, texts: Sequence[str], *, truncate: bool = False) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +132,8 @@ def train_heads(
     steps = len(photos) + epochs
     kept, views, failed = _describe(photos, image_tower, lambda done: on_progress(done, steps))
     bounds = np.cumsum([len(photo.captions) for photo in kept])[:-1]
-    captions = np.split(text_tower.encode([caption for photo in kept for caption in photo.captions]), bounds)
+    all_captions = [caption for photo in kept for caption in photo.captions]
+    captions = np.split(text_tower.encode(all_captions, truncate=True), bounds)
     order = np.random.default_rng(seed).permutation(len(kept))
     held_out = round(len(kept) * validation_share)
     chosen, validation = order[held_out:].tolist(), order[:held_out].tolist()

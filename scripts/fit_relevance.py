@@ -51,17 +51,22 @@ def main() -> None:
         Half([photos[i] for i in range(start, len(photos), 2)], vectors[start::2], encoder) for start in (0, 1)
     )
     thresholds = np.arange(1.0, 6.0, 0.05)
-    best_z = max(thresholds, key=lambda z: fit.mean_f(lambda scores: standard_distance(scores, background=scores) >= z))
+    usual = encoder.usual_scores
+
+    def distance(scores: np.ndarray) -> np.ndarray:
+        return standard_distance(scores, background=scores, usual=usual)
+
+    best_z = max(thresholds, key=lambda z: fit.mean_f(lambda scores: distance(scores) >= z))
     slope = fit.slope(best_z)
     fixed = max(np.arange(0.0, 0.8, 0.005), key=lambda x: fit.mean_f(lambda scores: scores >= x))
     print(f"{len(photos)} photos, {len(fit.concepts)} and {len(test.concepts)} concepts")
     centre = float(np.median(fit.scores))
     spread = float(np.median(np.median(fit.scores, axis=1) - np.quantile(fit.scores, 0.1587, axis=1)))
-    print(f"fitted: USUAL_CENTRE = {centre:.3f}, USUAL_SPREAD = {spread:.3f}")
+    print(f"fitted: usual_scores = UsualScores(centre={centre:.3f}, spread={spread:.3f})")
     print(f"fitted: THRESHOLD = {best_z:.2f}, SLOPE = {slope:.2f}; best fixed score {fixed:.3f}")
     for name, keep in (
-        ("fitted constants", lambda scores: standard_distance(scores, background=scores) >= best_z),
-        ("as shipped", lambda scores: relevance(scores, background=scores) >= MATCH),
+        ("fitted constants", lambda scores: distance(scores) >= best_z),
+        ("as shipped", lambda scores: relevance(scores, background=scores, usual=usual) >= MATCH),
         ("fixed score", lambda scores: scores >= fixed),
         ("oracle cutoff", None),
     ):

@@ -97,7 +97,7 @@ def evaluate(
     image_vectors = np.concatenate(pieces)
     captions = [caption for photo in kept for caption in photo.captions]
     owner = np.repeat(np.arange(len(kept)), [len(photo.captions) for photo in kept])
-    text_vectors = encoder.encode_texts(captions)
+    text_vectors = encoder.encode_texts(captions, truncate=True)  # as every published figure does
     return Evaluation(
         text_to_image=text_to_image(text_vectors, image_vectors, owner),
         image_to_text=image_to_text(text_vectors, image_vectors, owner),

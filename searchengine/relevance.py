@@ -16,7 +16,7 @@ from searchengine.errors import IndexFormatError
 from searchengine.index.layout import RESTORE
 from searchengine.index.reader import Index
 from searchengine.text import printable
-from searchengine.vectors import FloatMatrix
+from searchengine.vectors import FloatMatrix, UsualScores
 
 # From this relevance on, a hit counts as a match.
 MATCH = 0.5
@@ -24,23 +24,23 @@ MATCH = 0.5
 SAMPLE_SIZE = 4096
 SLOPE, THRESHOLD = 1.7, 2.3
 
-# What a text query gets from unrelated photos in a large library: centre and spread of the cosines of mini. A small
-# library says little about its own bulk, so these count as much as this many of its photos.
-USUAL_CENTRE, USUAL_SPREAD, USUAL_COUNT = 0.073, 0.066, 20
+# A small library says little about its own bulk, so the usual scores of its encoder count as this many of its photos.
+USUAL_COUNT = 20
 
 
 class Background:
     """The scores that a query gets from photos at large, by a sample of the index that is drawn once a commit."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, usual: UsualScores) -> None:
         self._index = index
+        self._usual = usual
         self._lock = threading.Lock()
         self._version = -1
         self._sample: FloatMatrix = np.empty((0, index.dim), np.float32)
 
     def relevance(self, query: FloatMatrix, scores: FloatMatrix) -> NDArray[np.float32]:
         """Probabilities (n,) that hits with these `scores` (n,) match the unit vector `query` (dim,)."""
-        return relevance(scores, background=self._newest_sample() @ query)
+        return relevance(scores, background=self._newest_sample() @ query, usual=self._usual)
 
     def _newest_sample(self) -> FloatMatrix:
         version = self._index.snapshot().version
@@ -55,21 +55,21 @@ class Background:
             return self._sample
 
 
-def relevance(scores: FloatMatrix, *, background: FloatMatrix) -> NDArray[np.float32]:
+def relevance(scores: FloatMatrix, *, background: FloatMatrix, usual: UsualScores) -> NDArray[np.float32]:
     """Probabilities (n,) for hits with `scores` (n,), given the scores (m,) of a sample of the library."""
-    distance = standard_distance(scores, background=background)
+    distance = standard_distance(scores, background=background, usual=usual)
     return np.asarray(1 / (1 + np.exp(-SLOPE * (distance - THRESHOLD))), dtype=np.float32)
 
 
-def standard_distance(scores: FloatMatrix, *, background: FloatMatrix) -> NDArray[np.float64]:
+def standard_distance(scores: FloatMatrix, *, background: FloatMatrix, usual: UsualScores) -> NDArray[np.float64]:
     """How far `scores` lie above the bulk of `background`, in units of its spread.
 
     The spread is taken below the median, where no match can be, so that many matches do not widen it.
     """
-    centre, spread = USUAL_CENTRE, USUAL_SPREAD
+    centre, spread = usual
     if len(background):
         low, median = np.quantile(background, (0.1587, 0.5))  # one standard deviation below a normal's mean, and it
         own = len(background) / (len(background) + USUAL_COUNT)
-        centre = own * median + (1 - own) * USUAL_CENTRE
-        spread = own * (median - low) + (1 - own) * USUAL_SPREAD
+        centre = own * median + (1 - own) * usual.centre
+        spread = own * (median - low) + (1 - own) * usual.spread
     return (np.asarray(scores, dtype=np.float64) - centre) / max(spread, 1e-6)

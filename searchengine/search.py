@@ -59,7 +59,7 @@ class Searcher:
             )
         self.index = index
         self.encoder = encoder
-        self._background = Background(index)
+        self._background = Background(index, encoder.usual_scores)
 
     def search(self, text: str, *, k: int = 10, offset: int = 0, filters: Filters | None = None) -> list[Hit]:
         """The k photos that `text` describes best. Raises QueryError for an empty or over-long text."""

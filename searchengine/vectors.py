@@ -7,7 +7,7 @@ An embedding matrix is float32, C-contiguous, of shape (n, dim), and each row ha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,13 @@ PixelBatch = NDArray[np.uint8]
 UNIT_TOLERANCE = 1e-3
 
 
+class UsualScores(NamedTuple):
+    """Centre and spread of the cosines between a text and photos that have nothing to do with it."""
+
+    centre: float
+    spread: float
+
+
 @runtime_checkable
 class Encoder(Protocol):
     """Puts texts and images into one space. All methods return unit rows, float32 (n, dim)."""
@@ -40,7 +47,11 @@ class Encoder(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """sha256, in hex, of the weights and of the version of the preprocessing."""
+        """sha256, in hex, of the weights, the version of the preprocessing, and a precision that is not fp32."""
+
+    @property
+    def precision(self) -> str:
+        """fp32, bf16, fp16 or int8: what the towers compute in. Vectors are float32 whichever it is."""
 
     @property
     def image_size(self) -> int:
@@ -50,7 +61,11 @@ class Encoder(Protocol):
     def logit_scale(self) -> float:
         """The learned inverse temperature: probabilities are softmax(logit_scale * cosine)."""
 
-    def encode_texts(self, texts: Sequence[str]) -> FloatMatrix: ...
+    @property
+    def usual_scores(self) -> UsualScores: ...
+
+    def encode_texts(self, texts: Sequence[str], *, truncate: bool = False) -> FloatMatrix:
+        """A text of more tokens than the encoder reads raises QueryError, or with `truncate` is cut."""
 
     def encode_images(self, images: Sequence[ImageSource]) -> FloatMatrix: ...
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from searchengine.decode import crop_pixels, decode_file
-from searchengine.vectors import FloatMatrix, PixelBatch, normalise
+from searchengine.vectors import FloatMatrix, PixelBatch, UsualScores, normalise
 
 
 class FakeEncoder:
@@ -20,11 +20,13 @@ class FakeEncoder:
         self.dim = dim
         self.image_size = image_size
         self.logit_scale = 10.0
+        self.precision = "fp32"
+        self.usual_scores = UsualScores(centre=0.0, spread=0.25)
         self.fingerprint = hashlib.sha256(f"{name} {dim}".encode()).hexdigest()
         self.batches: list[int] = []
         self._projection = np.random.default_rng(0).standard_normal((8 * 8 * 3, dim))
 
-    def encode_texts(self, texts: Sequence[str]) -> FloatMatrix:
+    def encode_texts(self, texts: Sequence[str], *, truncate: bool = False) -> FloatMatrix:
         rows = [np.random.default_rng(list(text.encode())).standard_normal(self.dim) for text in texts]
         return normalise(np.stack(rows)) if rows else np.empty((0, self.dim), np.float32)
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from searchengine.errors import UsageError, WeightsError
+from searchengine.errors import QueryError, UsageError, WeightsError
 from searchengine.models.mini.minilm import GELU_BLOCK, MAX_TOKENS, MiniLM, gelu
 
 CAPTIONS = [
@@ -68,7 +68,7 @@ class TestMiniLM:
         return encode
 
     def test_captions_have_the_vectors_that_transformers_gives(self, minilm: MiniLM, reference) -> None:
-        vectors = minilm.encode(CAPTIONS)
+        vectors = minilm.encode(CAPTIONS, truncate=True)
         assert vectors.shape == (len(CAPTIONS), 384)
         assert vectors.dtype == np.float32
         np.testing.assert_allclose(vectors, [reference(text) for text in CAPTIONS], atol=1e-5)
@@ -76,15 +76,16 @@ class TestMiniLM:
     @settings(max_examples=20, deadline=None)
     @given(text=st.text(max_size=80))
     def test_any_unicode_text_has_the_vector_that_transformers_gives(self, minilm: MiniLM, reference, text) -> None:
-        np.testing.assert_allclose(minilm.encode([text])[0], reference(text), atol=1e-5)
+        np.testing.assert_allclose(minilm.encode([text], truncate=True)[0], reference(text), atol=1e-5)
 
     @settings(max_examples=20, deadline=None)
     @given(data=st.data())
     def test_a_text_has_the_same_vector_in_any_company(self, minilm: MiniLM, data) -> None:
         company = data.draw(st.lists(st.sampled_from(CAPTIONS[:-1]) | st.text(max_size=40), min_size=1, max_size=30))
         position = data.draw(st.integers(0, len(company) - 1))
-        together = minilm.encode(company)[position]
-        np.testing.assert_allclose(together, minilm.encode([company[position]])[0], atol=1e-5)
+        together = minilm.encode(company, truncate=True)[position]
+        alone = minilm.encode([company[position]], truncate=True)[0]
+        np.testing.assert_allclose(together, alone, atol=1e-5)
 
     def test_rows_are_of_length_one_and_in_the_order_of_the_texts(self, minilm: MiniLM) -> None:
         texts = [" ".join(["dog"] * (number % 20)) for number in range(1040)]
@@ -92,6 +93,14 @@ class TestMiniLM:
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
         np.testing.assert_allclose(vectors[1020:1040], vectors[:20], atol=1e-5)
         assert not np.allclose(vectors[1], vectors[2], atol=1e-2)
+
+    def test_a_text_of_more_tokens_than_are_read_is_refused_unless_it_may_be_cut(self, minilm: MiniLM) -> None:
+        longest = "dog " * (MAX_TOKENS - 2)
+        minilm.encode([longest])
+        with pytest.raises(QueryError, match="more than the 256 tokens"):
+            minilm.encode([longest + "dog"])
+        cut = minilm.encode([longest + "cat"], truncate=True)
+        np.testing.assert_allclose(cut, minilm.encode([longest]), atol=1e-6)
 
     def test_no_texts_give_no_rows(self, minilm: MiniLM) -> None:
         assert minilm.encode([]).shape == (0, 384)

@@ -27,7 +27,7 @@ PHOTOS = 24
 class HashedTexts:
     """Sentence vectors that depend on the text alone; a thousand class names cost nothing."""
 
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[str], *, truncate: bool = False) -> NDArray[np.float32]:
         seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") for text in texts]
         rows = np.stack([np.random.default_rng(seed).normal(size=SENTENCE) for seed in seeds])
         return normalise(rows)

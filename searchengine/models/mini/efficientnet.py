@@ -8,20 +8,19 @@ instead of swish, and a stem and a head that keep their width.
 
 from __future__ import annotations
 
-import ctypes
 import pickle
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from searchengine.errors import UsageError, WeightsError
+from searchengine.models.devices import lone_threads
 
 IMAGE_SIZE, MAP_SIDE = 260, 9
 PIXEL_MEAN, PIXEL_STD = 127, 128
@@ -32,9 +31,6 @@ Shape = tuple[int, int, int, int]
 # The photos that a CPU thread takes at a time. glibc still recycles their widest map, 13 MB; much larger ones go back
 # to the kernel after every layer, and faulting their pages in again costs more than the convolutions.
 CPU_BATCH = 2
-
-# Sets the calling thread's own number of helpers, not the process's as torch.set_num_threads does.
-OMP_SET_NUM_THREADS: Any = getattr(ctypes.CDLL(torch._C.__file__), "omp_set_num_threads", None)
 
 
 @dataclass(frozen=True)
@@ -187,8 +183,7 @@ class EfficientNetLite2:
         def fill(start: int) -> None:
             out[start : start + batch] = compute(pixels[start : start + batch].to(device))
 
-        threads = torch.get_num_threads() if OMP_SET_NUM_THREADS and device.type == "cpu" else 1
-        with lone_threads(threads) as pool:
+        with lone_threads(torch.get_num_threads() if device.type == "cpu" else 1) as pool:
             list(pool.map(fill, range(0, len(pixels), batch)))
 
     @torch.no_grad()
@@ -214,20 +209,6 @@ class EfficientNetLite2:
                 x = block(x)
             yield x  # (n, 352, 9, 9) at the end
         yield self._head(x)  # (n, 1280, 9, 9)
-
-
-def lone_threads(number: int) -> ThreadPoolExecutor:
-    """Threads that each run torch's operators alone.
-
-    Threads that share an operator wait for the slowest of them at its end: 8 ms a layer when another program, such as
-    the decoding of photos, keeps a core busy. Threads that each take photos of their own never wait.
-    """
-
-    def leave_the_team() -> None:
-        torch.get_num_threads()  # has torch set the thread up first, which would undo the next line
-        OMP_SET_NUM_THREADS(1)
-
-    return ThreadPoolExecutor(number, initializer=leave_the_team if OMP_SET_NUM_THREADS else None)
 
 
 class Checkpoint:

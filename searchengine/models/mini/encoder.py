@@ -5,7 +5,6 @@ Each tower is loaded when it is first used: a text query never loads torch, an i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,21 +12,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from searchengine.decode import crop_pixels, decode_file
-from searchengine.errors import ImageError, ModelUnusable, UsageError
+from searchengine.models.inputs import check_is_list, encode_in_batches
 from searchengine.models.mini import parts
 from searchengine.models.mini.heads import MiniHeads
-from searchengine.text import printable
-from searchengine.vectors import FloatMatrix, PixelBatch
+from searchengine.vectors import FloatMatrix, PixelBatch, UsualScores
 
 if TYPE_CHECKING:
     from searchengine.models.mini.efficientnet import EfficientNetLite2
     from searchengine.models.mini.minilm import MiniLM
     from searchengine.vectors import ImageSource
-
-IMAGES_PER_BATCH = 32
 
 
 class MiniEncoder:
@@ -38,6 +32,8 @@ class MiniEncoder:
 
     dim = parts.DIM
     image_size = parts.IMAGE_SIZE
+    precision = "fp32"
+    usual_scores = UsualScores(centre=0.073, spread=0.066)  # by scripts/fit_relevance.py
 
     def __init__(self, *, name: str, heads_file: Path, device: str = "auto") -> None:
         self.name = name
@@ -53,23 +49,16 @@ class MiniEncoder:
     def logit_scale(self) -> float:
         return self._heads.logit_scale
 
-    def encode_texts(self, texts: Sequence[str]) -> FloatMatrix:
-        """Unit rows, float32 (n, 512). Words beyond MiniLM's 256 tokens do not count."""
-        if isinstance(texts, str):  # a sequence too, of its letters
-            raise UsageError("texts is one text; give a list of texts")
+    def encode_texts(self, texts: Sequence[str], *, truncate: bool = False) -> FloatMatrix:
+        """Unit rows, float32 (n, 512). MiniLM reads 256 tokens; a longer text raises QueryError, or is cut there."""
+        check_is_list(texts, "texts")
         if not texts:
             return np.empty((0, self.dim), dtype=np.float32)
-        return self._heads.text(self._text_tower.encode(texts))
+        return self._heads.text(self._text_tower.encode(texts, truncate=truncate))
 
     def encode_images(self, images: Sequence[ImageSource]) -> FloatMatrix:
         """Unit rows, float32 (n, 512), for PIL images or paths. Raises ImageError that names the image."""
-        if isinstance(images, str):
-            raise UsageError("images is one path; give a list of images")
-        rows = [np.empty((0, self.dim), dtype=np.float32)]
-        for start in range(0, len(images), IMAGES_PER_BATCH):
-            crops = [self._crop(image) for image in images[start : start + IMAGES_PER_BATCH]]
-            rows.append(self.encode_pixels(np.stack(crops)))
-        return np.concatenate(rows)
+        return encode_in_batches(self, images)
 
     def encode_pixels(self, pixels: PixelBatch) -> FloatMatrix:
         """Unit rows, float32 (n, 512), for uint8 RGB crops (n, 260, 260, 3)."""
@@ -77,14 +66,6 @@ class MiniEncoder:
 
         features: NDArray[np.float32] = self._image_tower.describe(torch.from_numpy(pixels)).cpu().numpy()
         return self._heads.image(features)
-
-    def _crop(self, image: ImageSource) -> NDArray[np.uint8]:
-        if isinstance(image, Image.Image):
-            return crop_pixels(image, image_size=self.image_size)
-        try:
-            return decode_file(image, image_size=self.image_size)
-        except ImageError as error:
-            raise ImageError(f"{printable(os.fspath(image))}: {error}") from None
 
     @cached_property
     def _text_tower(self) -> MiniLM:
@@ -108,15 +89,7 @@ def load_image_tower(device: str) -> EfficientNetLite2:
 
     Raises ModelNotFound, WeightsError, ModelUnusable for a device that cannot be used.
     """
-    import torch
-
+    from searchengine.models.devices import pick_device
     from searchengine.models.mini.efficientnet import EfficientNetLite2
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0][:100]
-        raise ModelUnusable(f"the device {device} cannot be used here ({reason}); use --device cpu") from None
-    return EfficientNetLite2.from_file(parts.locate(parts.IMAGE_TOWER), device=device)
+    return EfficientNetLite2.from_file(parts.locate(parts.IMAGE_TOWER), device=str(pick_device(device)))

@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from searchengine.errors import WeightsError
+from searchengine.errors import QueryError, WeightsError
+from searchengine.text import printable
 
 FloatArray = NDArray[np.float32]
 TokenArray = NDArray[np.uint16]
@@ -160,10 +161,11 @@ class MiniLM:
         tokenizer.enable_truncation(MAX_TOKENS)
         return cls(Tensors(folder / "model.safetensors"), tokenizer)
 
-    def encode(self, texts: Sequence[str]) -> FloatArray:
-        """Mean over the last layer's tokens, then scaled to length 1; tokens beyond the 256th are not read.
+    def encode(self, texts: Sequence[str], *, truncate: bool = False) -> FloatArray:
+        """Mean over the last layer's tokens, then scaled to length 1.
 
-        texts: n strings, each of any length, 0 included. Returns float32 (n, 384).
+        texts: n strings, 0 included. Returns float32 (n, 384). A text of more than 256 tokens raises QueryError, or
+        with `truncate` is read as far as these go.
         """
         vectors = np.empty((len(texts), WIDTH), np.float32)
 
@@ -172,7 +174,7 @@ class MiniLM:
             mean = self._forward(tokens)  # (texts, width)
             vectors[rows] = mean / np.linalg.norm(mean, axis=1, keepdims=True)
 
-        batches = list(self._batches(texts))
+        batches = list(self._batches(texts, truncate=truncate))
         if len(batches) == 1:
             fill(batches[0])
         else:
@@ -180,12 +182,18 @@ class MiniLM:
                 list(pool.map(fill, batches))
         return vectors
 
-    def _batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], TokenArray]]:
+    def _batches(self, texts: Sequence[str], *, truncate: bool) -> Iterator[tuple[list[int], TokenArray]]:
         tokens: list[TokenArray] = []
         for start in range(0, len(texts), BATCH_TEXTS):
             # A lone surrogate, as in the name of a file that is not UTF-8, has no encoding that tokenizers accepts.
             chunk = [text.encode("utf-8", "replace").decode() for text in texts[start : start + BATCH_TEXTS]]
-            tokens += (np.array(text.ids, np.uint16) for text in self._tokenizer.encode_batch_fast(chunk))
+            for text, encoding in zip(chunk, self._tokenizer.encode_batch_fast(chunk), strict=True):
+                if encoding.overflowing and not truncate:
+                    raise QueryError(
+                        f'the text "{printable(text[:40])}..." has more than the {MAX_TOKENS} tokens that mini reads; '
+                        "shorten it, or encode it with truncate=True"
+                    )
+                tokens.append(np.array(encoding.ids, np.uint16))
         # The longest first, so that no thread is left alone with one of them at the end.
         order = sorted(range(len(texts)), key=lambda row: len(tokens[row]), reverse=True)
         for length, members in groupby(order, key=lambda row: len(tokens[row])):

@@ -1,0 +1,167 @@
+"""The towers of `model` made fast: prepared once for a device and a precision, then run over batches.
+
+A product is followed by its activation in one step: QuickGELU(x) = SiLU(1.702 x) / 1.702, whose factors go into the
+weights on both sides. On a CPU the products are those of `linear`, photos are shared out to threads that compute alone,
+and everything between the products stays float32. On a GPU all of a tower is in the type that `precision` names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from searchengine.errors import UsageError
+from searchengine.models.clip.linear import LEAST_ACTIVATION, Fused, Int8Linear, PackedLinear, has_fast_bf16
+from searchengine.models.clip.model import (
+    QUICK_GELU_SLOPE,
+    Block,
+    ImageTransformer,
+    Linear,
+    Prompts,
+    TextTransformer,
+    quick_gelu,
+)
+from searchengine.models.clip.preprocess import normalise_pixels
+from searchengine.models.clip.smoothing import smooth
+from searchengine.models.devices import lone_threads, pick_device
+from searchengine.vectors import PixelBatch
+
+Network = TypeVar("Network", ImageTransformer, TextTransformer)
+FloatArray = NDArray[np.float32]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = (*DTYPES, "int8")
+
+# The photos that a CPU thread takes at a time: enough to share a pass over the weights, and not so many that what lies
+# between two products leaves the cache.
+PHOTOS_PER_THREAD = 8
+PHOTOS_PER_GPU_BATCH = 1024
+# Fewer tokens than this are for one thread: two would both have to read all of the weights.
+TOKENS_WORTH_SHARING = 192
+
+
+class ImageTower:
+    """Raises UsageError for a precision that the device does not have, ModelUnusable for a device that is not there."""
+
+    def __init__(self, network: ImageTransformer, *, device: str, precision: str) -> None:
+        self._device = choose_device(device, precision)
+        self._network = prepare(network, device=self._device, precision=precision)
+
+    def encode(self, pixels: PixelBatch) -> FloatArray:
+        """pixels: uint8 (n, s, s, 3). Returns float32 (n, dim), not normalised."""
+        images = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+        if self._device.type != "cpu":
+            batches = torch.split(images, PHOTOS_PER_GPU_BATCH)
+            return torch.cat([self._forward(batch) for batch in batches]).float().cpu().numpy()
+        if len(images) == 1:
+            return np.asarray(self._forward(images).float().numpy())
+        threads = torch.get_num_threads()
+        share = min(PHOTOS_PER_THREAD, -(-len(images) // threads))
+        return run_in_shares(self._forward, torch.split(images, share), threads)
+
+    @torch.inference_mode()
+    def _forward(self, images: Tensor) -> Tensor:
+        if self._device.type == "cuda":
+            images = images.pin_memory().to(self._device, non_blocking=True)
+        x = normalise_pixels(images.to(self._device))
+        return cast(Tensor, self._network(x.to(self._network.positions.dtype)))
+
+
+class TextTower:
+    """Raises UsageError for a precision that the device does not have, ModelUnusable for a device that is not there."""
+
+    def __init__(self, network: TextTransformer, *, device: str, precision: str) -> None:
+        self._device = choose_device(device, precision)
+        self._network = prepare(network, device=self._device, precision=precision)
+
+    def encode(self, texts: Sequence[Sequence[int]]) -> FloatArray:
+        """texts: tokens, the end-of-text last. Returns float32 (n, dim), not normalised."""
+        threads = torch.get_num_threads() if self._device.type == "cpu" else 1
+        worth_it = threads > 1 and len(texts) > 1 and sum(map(len, texts)) >= TOKENS_WORTH_SHARING
+        share = -(-len(texts) // threads) if worth_it else len(texts)
+        shares = [texts[start : start + share] for start in range(0, len(texts), share)]
+        return run_in_shares(self._forward, shares, threads)
+
+    @torch.inference_mode()
+    def _forward(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        return cast(Tensor, self._network(Prompts.pack(texts).to(self._device)))
+
+
+Share = TypeVar("Share")
+
+
+def run_in_shares(forward: Callable[[Share], Tensor], shares: Sequence[Share], threads: int) -> FloatArray:
+    """The results one below the other, float32 (n, dim), each share computed by one of `threads`."""
+    with lone_threads(threads) as pool:
+        results = list(pool.map(forward, shares))
+    return torch.cat(results).float().cpu().numpy()
+
+
+def choose_device(name: str, precision: str) -> torch.device:
+    """Integers are for the CPU. Raises UsageError, ModelUnusable."""
+    if precision not in PRECISIONS:
+        raise UsageError(f"the precision {precision!r} is unknown; use one of {', '.join(PRECISIONS)}")
+    device = pick_device("cpu" if precision == "int8" and name == "auto" else name)
+    if precision == "int8" and device.type != "cpu":
+        raise UsageError(f"the precision int8 is for a CPU, not for {device}; use fp16 there, or --device cpu")
+    return device
+
+
+def prepare(network: Network, *, device: torch.device, precision: str) -> Network:
+    """Change `network`, in place, into one that computes the same faster; its state dict is of no more use."""
+    fold_quick_gelu(network)
+    if device.type == "cpu":
+        lay_out_for_cpu(network, precision)
+        return network
+    return network.to(device, DTYPES[precision])
+
+
+def fold_quick_gelu(network: nn.Module) -> None:
+    for block in blocks_of(network):
+        if block.activation is quick_gelu:
+            block.activation = F.silu
+            for parameter, factor in (
+                (block.widen.weight, QUICK_GELU_SLOPE),
+                (block.widen.bias, QUICK_GELU_SLOPE),
+                (block.narrow.weight, 1 / QUICK_GELU_SLOPE),
+            ):
+                parameter.data = parameter.data * factor
+
+
+def lay_out_for_cpu(network: ImageTransformer | TextTransformer, precision: str) -> None:
+    """Replace the products of `network`. Integers are for those of the blocks, which are nearly all of the work."""
+    if precision == "int8":
+        smooth(network)
+    rounded = DTYPES.get(precision, torch.float32)
+    dtype = torch.bfloat16 if precision == "bf16" and has_fast_bf16() else torch.float32
+
+    def packed(linear: nn.Linear, fused: Fused = "none") -> nn.Module:
+        return PackedLinear(linear.weight.to(rounded).to(dtype), linear.bias, fused=fused)
+
+    def in_integers(linear: nn.Linear, fused: Fused = "none", least: float | None = None) -> nn.Module:
+        return Int8Linear(linear.weight, linear.bias, fused=fused, least=least)
+
+    for block in blocks_of(network):
+        fused: Fused = "swish" if block.activation is F.silu else "gelu"
+        block.activation = nn.Identity()
+        if precision == "int8":
+            block.qkv, block.out = in_integers(block.qkv), in_integers(block.out)
+            block.widen = in_integers(block.widen, fused)
+            block.narrow = in_integers(block.narrow, least=LEAST_ACTIVATION)
+        else:
+            block.qkv, block.out = packed(block.qkv), packed(block.out)
+            block.widen, block.narrow = packed(block.widen, fused), packed(block.narrow)
+    for name, child in list(network.named_children()):
+        if isinstance(child, Linear):
+            setattr(network, name, packed(child))
+
+
+def blocks_of(network: nn.Module) -> list[Any]:
+    """The blocks, whose products are about to be other modules than their types say."""
+    return [module for module in network.modules() if isinstance(module, Block)]

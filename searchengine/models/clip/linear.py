@@ -1,0 +1,105 @@
+"""Matrix products laid out for a CPU: weights packed once as oneDNN likes them, and 8-bit integers.
+
+torch's public product packs the weights anew at each call; the operators that its compiler emits, used here, do not,
+and apply the activation on the way. Where they are missing (other processors than x86) the public ones do the same.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Fused = Literal["none", "swish", "gelu"]
+
+FUNCTIONS = {"none": nn.Identity(), "swish": nn.SiLU(inplace=True), "gelu": nn.GELU()}
+# What GELU and SiLU do not fall below (SiLU: -0.2785).
+LEAST_ACTIVATION = -0.279
+TOKENS_HINT = 400  # only helps oneDNN to choose the layout of the weights
+
+
+def has_packed_products() -> bool:
+    return bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def has_fast_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 in one instruction; emulated, it is five times slower than float32."""
+    return has_packed_products() and torch.cpu._is_avx512_bf16_supported()
+
+
+def has_fast_integers() -> bool:
+    """Whether the processor multiplies 8-bit integers in one instruction, which keeps their sums from overflowing."""
+    return has_packed_products() and hasattr(torch.ops, "onednn") and torch.cpu._is_vnni_supported()
+
+
+class PackedLinear(nn.Module):
+    """activation(x W^T + b), in the type of `weight`; input and output are float32.
+
+    weight: float32 or bfloat16 (out, in). bias: float32 (out,).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, fused: Fused = "none") -> None:
+        super().__init__()
+        self.dtype = weight.dtype
+        self.packed = has_packed_products()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, TOKENS_HINT) if self.packed else weight
+        self.bias = None if bias is None else bias.detach().to(self.dtype)
+        self.fused = fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.packed:
+            return cast(Tensor, FUNCTIONS[self.fused](F.linear(x, self.weight, self.bias)))
+        y = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, self.fused, [], "none")
+        return cast(Tensor, y.float())
+
+
+class Int8Linear(nn.Module):
+    """activation(x W^T + b) with W in 8-bit integers, a scale for each output, and x so, a scale for each row.
+
+    weight: float32 (out, in). bias: float32 (out,). `least`: what no value of x falls below, if that is known: the
+    integers then cover just what can occur. oneDNN takes x unsigned, hence the shift.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, *, fused: Fused = "none", least: float | None = None
+    ) -> None:
+        super().__init__()
+        weight = weight.detach()
+        self.scales = weight.abs().amax(1).clamp_min(1e-12) / 127  # (out,)
+        integers = (weight / self.scales[:, None]).round_()  # (out, in)
+        self.bias = torch.zeros(len(weight)) if bias is None else bias.detach()
+        self.least = least
+        if least is not None:
+            self.bias = self.bias + least * (integers.sum(1) * self.scales)
+        # A row's integers times their step give its values; the step is its extent / 127, or / 255.
+        self.scales = self.scales / (127 if least is None else 255)
+        self.zeros = torch.zeros(len(weight), dtype=torch.int32)
+        self.fused = FUNCTIONS[fused]
+        self.packed = has_fast_integers()
+        self.weight = torch.ops.onednn.qlinear_prepack(integers.to(torch.int8), None) if self.packed else integers
+
+    def forward(self, x: Tensor) -> Tensor:
+        # x: (..., in)
+        if self.least is None:
+            extent = torch.maximum(x.amax(-1, keepdim=True), -x.amin(-1, keepdim=True)).clamp_min_(1e-12)  # (..., 1)
+            q, zero_point = x * (127 / extent), 128
+        else:
+            extent = (x.amax(-1, keepdim=True) - self.least).clamp_min_(1e-12)
+            q, zero_point = ((x - self.least) * (255 / extent)).sub_(128), 0
+        # torch turns floats into signed bytes in a seventh of the time that unsigned ones take.
+        unsigned = q.round_().to(torch.int8).view(torch.uint8).bitwise_xor_(128)
+        y = self._product(unsigned, zero_point)
+        return cast(Tensor, self.fused(y.mul_(extent).add_(self.bias)))
+
+    def _product(self, q: Tensor, zero_point: int) -> Tensor:
+        if not self.packed:
+            return F.linear(q.float() - zero_point, self.weight) * self.scales
+        return cast(
+            Tensor,
+            torch.ops.onednn.qlinear_pointwise(
+                q, 1.0, zero_point, self.weight, self.scales, self.zeros, None,
+                1.0, 0, torch.float32, "none", [], "",
+            ),
+        )  # fmt: skip

@@ -1,0 +1,42 @@
+"""Where torch computes: the choice of a device, and threads that do not wait for each other."""
+
+from __future__ import annotations
+
+import ctypes
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from searchengine.errors import ModelUnusable
+
+# Sets the calling thread's own number of helpers, not the process's as torch.set_num_threads does.
+OMP_SET_NUM_THREADS: Any = getattr(ctypes.CDLL(torch._C.__file__), "omp_set_num_threads", None)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is a GPU where there is one. Raises ModelUnusable for a device that cannot be used here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:100]
+        raise ModelUnusable(f"the device {name} cannot be used here ({reason}); use --device cpu") from None
+    return torch.device(name)
+
+
+def lone_threads(number: int) -> ThreadPoolExecutor:
+    """Threads that each run torch's operators alone; one, where they cannot be kept from sharing them.
+
+    Threads that share an operator wait for the slowest of them at its end: 8 ms a layer when another program, such as
+    the decoding of photos, keeps a core busy. Threads that each take photos of their own never wait.
+    """
+
+    def leave_the_team() -> None:
+        torch.get_num_threads()  # has torch set the thread up first, which would undo the next line
+        OMP_SET_NUM_THREADS(1)
+
+    if OMP_SET_NUM_THREADS is None:
+        return ThreadPoolExecutor(1)
+    return ThreadPoolExecutor(number, initializer=leave_the_team)
