@@ -99,7 +99,9 @@ class IndexWriter:
     def __init__(self, folder: str | os.PathLike[str], *, encoder: Encoder) -> None:
         self.folder = index_folder(folder)
         self._paths = IndexPaths(self.folder)
-        self._identity = IndexIdentity(encoder=encoder.name, fingerprint=encoder.fingerprint, dim=encoder.dim)
+        self._identity = IndexIdentity(
+            encoder=encoder.name, fingerprint=encoder.fingerprint, dim=encoder.dim, precision=encoder.precision
+        )
         self._batch = Batch()
         self.engine = connect_for_writing(self._paths.database)
 
@@ -262,13 +264,17 @@ class IndexWriter:
 
 def check_same_encoder(known: IndexIdentity, wanted: IndexIdentity, *, folder: Path) -> None:
     """Raises ModelMismatch that names both encoders, IndexFormatError where only the dimension differs."""
-    if known.fingerprint != wanted.fingerprint:
-        same_name = known.encoder == wanted.encoder
+    if (known.fingerprint, known.precision) != (wanted.fingerprint, wanted.precision):
+        if known.encoder != wanted.encoder:
+            remedy = f"use --model {known.encoder}, or "
+        elif known.precision != wanted.precision:
+            remedy = f"use --precision {known.precision}, or "
+        else:
+            remedy = "its weights have changed since: "
         raise ModelMismatch(
-            f"the index at {printable(str(folder))} was made by encoder {known.encoder} "
-            f"({known.fingerprint[:12]}), not by {wanted.encoder} ({wanted.fingerprint[:12]}); "
-            + ("its weights have changed since: " if same_name else f"use --model {known.encoder}, or ")
-            + "index into another folder with --index"
+            f"the index at {printable(str(folder))} was made by encoder {known.encoder} in {known.precision} "
+            f"({known.fingerprint[:12]}), not by {wanted.encoder} in {wanted.precision} ({wanted.fingerprint[:12]}); "
+            f"{remedy}index into another folder with --index"
         )
     if known.dim != wanted.dim:
         raise IndexFormatError(

@@ -26,7 +26,7 @@ from searchengine.models.mini import parts
 from searchengine.models.mini.efficientnet import EfficientNetLite2
 from searchengine.models.mini.heads import POOLED, MiniHeads, likeliest, unit
 from searchengine.models.mini.minilm import MiniLM
-from searchengine.models.registry import find_heads
+from searchengine.models.registry import find_weights
 from searchengine.resources import resource
 from searchengine.settings import load_settings
 
@@ -42,7 +42,7 @@ def main() -> None:
     options = arguments.parse_args()
     tower = EfficientNetLite2.from_file(parts.locate(parts.IMAGE_TOWER))
     sentences = MiniLM.from_folder(parts.locate(parts.TEXT_TOWER).parent)
-    heads = MiniHeads.load(find_heads(options.model, models_folder=load_settings().models_folder))
+    heads = MiniHeads.load(find_weights(options.model, models_folder=load_settings().models_folder))
 
     files = [f for folder in options.folders for f in sorted(folder.iterdir()) if f.suffix.lower() in EXTENSIONS]
     real = np.concatenate([describe(tower, files[start : start + 32]) for start in range(0, len(files), 32)])

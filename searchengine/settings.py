@@ -16,6 +16,7 @@ from typing import Any
 import platformdirs
 
 from searchengine.errors import SettingError
+from searchengine.index.layout import PRECISIONS
 from searchengine.resources import resource
 from searchengine.text import printable
 
@@ -26,6 +27,13 @@ BOUNDS = {
     "max_pixels": (1, 178_956_970),
     "max_file_bytes": (1, 2**40),
 }
+SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+# What a text must match, and that in words.
+FORMS = {
+    "device": (r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, cuda, cuda:N or mps"),
+    "precision": ("|".join(PRECISIONS), f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"),
+    "mirror": (r"(https?://[^\s/]\S*)?", "the http or https address of a folder, or empty"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +43,10 @@ class Settings:
     index: str
     models: str
     model: str
+    precision: str
     device: str
+    offline: bool
+    mirror: str
     workers: int
     batch_size: int
     max_pixels: int
@@ -52,7 +63,6 @@ class Settings:
 
 
 NAMES = tuple(f.name for f in fields(Settings) if f.name != "origins")
-TYPES: dict[str, type] = {name: int if name in BOUNDS else str for name in NAMES}
 
 
 def user_file() -> Path:
@@ -97,26 +107,27 @@ def _environment() -> dict[str, str]:
 
 
 def _checked(name: str, value: Any, origin: str) -> Any:
-    if name not in TYPES:
+    if name not in NAMES:
         raise SettingError(f"unknown setting {printable(name)} in {printable(origin)}; known are: {', '.join(NAMES)}")
-    if name == "device" and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(value)):
-        raise SettingError(
-            f"setting device in {printable(origin)} is {value!r}, but must be auto, cpu, cuda, cuda:N or mps"
-        )
-    if TYPES[name] is str:
-        if not isinstance(value, str):
-            raise SettingError(f"setting {name} in {printable(origin)} is {value!r}, but must be text")
-        return value
+    checked: Any
+    if name == "offline":
+        checked, expected = SWITCHES.get(str(value).lower()), "true or false"
+    elif name in BOUNDS:
+        checked, expected = _whole_number(value, *BOUNDS[name]), "a whole number from {} to {}".format(*BOUNDS[name])
+    else:
+        form, expected = FORMS.get(name, (r"(?s:.*)", "text"))
+        checked = value if isinstance(value, str) and re.fullmatch(form, value) else None
+    if checked is None:
+        raise SettingError(f"setting {name} in {printable(origin)} is {value!r}, but must be {expected}")
+    return checked
+
+
+def _whole_number(value: Any, low: int, high: int) -> int | None:
     try:
         number = int(value)
     except (TypeError, ValueError, OverflowError):
-        number = -1
-    low, high = BOUNDS[name]
-    if isinstance(value, bool | float) or not low <= number <= high:
-        raise SettingError(
-            f"setting {name} in {printable(origin)} is {value!r}, but must be a whole number from {low} to {high}"
-        )
-    return number
+        return None
+    return number if low <= number <= high and not isinstance(value, bool | float) else None
 
 
 def _user_data() -> Path:

@@ -45,6 +45,7 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the settings and data of whoever runs it."""
     for name in [name for name in os.environ if name.startswith("SEARCHENGINE_") and name != "SEARCHENGINE_DATA"]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("SEARCHENGINE_OFFLINE", "1")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data-home"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config-home"))
 
@@ -256,7 +257,9 @@ def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(cli: Cli, library
 
 def test_status_has_the_promised_keys(cli: Cli, indexed: Path, library: Path) -> None:
     status = json.loads(cli("status", "--index", indexed, "--json").out)
-    promised = "images vectors segments failures model fingerprint dim index_kind recall_at_10 size_bytes last_run"
+    promised = (
+        "images vectors segments failures model fingerprint dim precision index_kind recall_at_10 size_bytes last_run"
+    )
     assert list(status) == promised.split()
     assert (status["images"], status["model"], status["dim"]) == (len(list(library.iterdir())), "mini", 512)
     assert "images" in cli("status", "--index", indexed).out
@@ -359,8 +362,11 @@ def test_wrong_use_gives_a_clear_message_and_the_promised_exit_code(
         assert word in outcome.err
 
 
-def test_a_query_of_ten_thousand_words_is_answered(cli: Cli, indexed: Path) -> None:
-    assert cli("search", "coffee " * 10_000, "-k", "1", "--index", indexed, "--json").code == 0
+def test_a_query_of_more_words_than_are_read_is_refused(cli: Cli, indexed: Path) -> None:
+    assert cli("search", "coffee " * 200, "-k", "1", "--index", indexed, "--json").code == 0
+    outcome = cli("search", "coffee " * 10_000, "-k", "1", "--index", indexed, "--json")
+    assert outcome.code == 2
+    assert "more than the 256 tokens that mini reads; shorten it" in outcome.err
 
 
 def test_an_empty_folder_makes_an_empty_index_that_finds_nothing(cli: Cli, tmp_path: Path) -> None:

@@ -61,6 +61,14 @@ def test_an_empty_variable_sets_nothing(monkeypatch: pytest.MonkeyPatch) -> None
         'workers = "many"',
         "max_pixels = 178956971",
         "model = 7",
+        'precision = "fp8"',
+        "precision = 32",
+        "offline = 2",
+        'offline = "perhaps"',
+        "offline = []",
+        'mirror = "ftp://127.0.0.1/"',
+        'mirror = "weights"',
+        'mirror = "http://"',
         "colour = 1",
         "[workers]\na = 1",
         "workers = ",
@@ -90,6 +98,35 @@ def test_a_bad_value_in_the_environment_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("SEARCHENGINE_WORKERS", value)
     with pytest.raises(SettingError, match="setting workers in environment"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "offline"),
+    [("1", True), ("true", True), ("Yes", True), ("ON", True), ("0", False), ("false", False), ("no", False)],
+)
+def test_a_switch_can_be_written_in_the_usual_ways(monkeypatch: pytest.MonkeyPatch, text: str, offline: bool) -> None:
+    monkeypatch.setenv("SEARCHENGINE_OFFLINE", text)
+    assert load_settings().offline is offline
+
+
+def test_a_switch_in_the_file_is_a_switch_and_the_environment_wins_over_it(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.write_text("offline = true\n")
+    assert load_settings().offline is True
+    monkeypatch.setenv("SEARCHENGINE_OFFLINE", "0")
+    assert load_settings().offline is False
+
+
+def test_a_bad_switch_tells_what_it_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEARCHENGINE_OFFLINE", "maybe")
+    with pytest.raises(SettingError, match="offline in environment is 'maybe', but must be true or false"):
+        load_settings()
+
+
+def test_a_bad_precision_tells_the_choice() -> None:
+    with pytest.raises(SettingError, match="precision in flag is 'fp8', but must be fp32, bf16, fp16 or int8"):
+        load_settings({"precision": "fp8"})
 
 
 def test_a_bad_flag_tells_the_range() -> None:

@@ -23,6 +23,7 @@ COMMANDS = {
     "index": "Crawl photo folders and bring the index up to date.",
     "search": "Find photos by describing them, or by another picture.",
     "similar": "Find photos that look like a picture or an indexed photo.",
+    "classify": "Sort photos into classes that you name, zero-shot.",
     "status": "Show what is in the index.",
     "evaluate": "Measure retrieval on captioned photos.",
     "train": "Train projection heads on your own captioned photos.",

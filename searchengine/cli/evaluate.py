@@ -5,7 +5,15 @@ from contextlib import nullcontext
 
 import click
 
-from searchengine.cli.options import device_option, encoder_for, index_option, json_option, model_option, settings_from
+from searchengine.cli.options import (
+    device_option,
+    encoder_for,
+    index_option,
+    json_option,
+    model_option,
+    precision_option,
+    settings_from,
+)
 from searchengine.cli.output import notice, progress_bar
 from searchengine.text import printable
 
@@ -15,10 +23,17 @@ from searchengine.text import printable
 @click.option("--images", required=True, help="Folder that holds the captioned photos.")
 @index_option
 @model_option
+@precision_option
 @device_option
 @json_option
 def command(
-    captions: str, images: str, index: str | None, model: str | None, device: str | None, as_json: bool
+    captions: str,
+    images: str,
+    index: str | None,
+    model: str | None,
+    precision: str | None,
+    device: str | None,
+    as_json: bool,
 ) -> None:
     """Measure retrieval on captioned photos, text to image and image to text.
 
@@ -29,7 +44,7 @@ def command(
     from searchengine.evaluate import evaluate
     from searchengine.index.reader import Index
 
-    settings = settings_from(index=index, model=model, device=device)
+    settings = settings_from(index=index, model=model, precision=precision, device=device)
     photos = read_captions(captions, images=images)
     encoder = encoder_for(settings)
     try:

@@ -1,26 +1,39 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
-from searchengine.cli.options import device_option, encoder_for, index_option, json_option, model_option, settings_from
-from searchengine.cli.output import notice, notice_from_signal, progress_bar
+from searchengine.cli.options import (
+    choose_model,
+    device_option,
+    encoder_for,
+    identity_of,
+    index_option,
+    json_option,
+    model_option,
+    precision_option,
+    settings_from,
+)
+from searchengine.cli.output import notice, notice_from_signal, progress_bar, silent_decoders
+from searchengine.errors import ModelMismatch
 from searchengine.text import printable
+
+if TYPE_CHECKING:
+    from searchengine.settings import Settings
 
 
 @click.command("index", epilog="Example:  searchengine index ~/Pictures /mnt/nas/photos --exclude '*/screenshots/*'")
 @click.argument("stores", nargs=-1, required=True, metavar="STORE...")
 @index_option
 @model_option
+@precision_option
 @click.option("--workers", type=int, help="Threads that read and decode [default: one a processor].")
 @click.option("--batch-size", type=int, help="Photos that the encoder takes at once [default: 32].")
 @device_option
@@ -32,6 +45,7 @@ def command(
     stores: tuple[str, ...],
     index: str | None,
     model: str | None,
+    precision: str | None,
     workers: int | None,
     batch_size: int | None,
     device: str | None,
@@ -50,15 +64,18 @@ def command(
     from searchengine.decode import DecodeLimits
     from searchengine.index.layout import IndexPaths
 
-    settings = settings_from(index=index, model=model, workers=workers, batch_size=batch_size, device=device)
-    encoder = encoder_for(settings)
+    settings = settings_from(
+        index=index, model=model, precision=precision, workers=workers, batch_size=batch_size, device=device
+    )
     if dry_run:
         report = plan(settings.index_folder, stores, include=include, exclude=exclude)
-        report.model = encoder.name
+        report.model = choose_model(settings)
     else:
+        _refuse_useless_download(settings)
+        encoder = encoder_for(settings)
         if settings.model == "auto" and not IndexPaths(settings.index_folder).identity.exists():
             notice(f"a new index, with the encoder {encoder.name}; `searchengine models` lists what --model can choose")
-        with _ctrl_c_stops() as stop, _silent_decoders(), progress_bar("indexing") as advance:
+        with _ctrl_c_stops() as stop, silent_decoders(), progress_bar("indexing") as advance:
 
             def on_progress(progress: Progress) -> None:
                 advance(progress.done, progress.total)
@@ -101,6 +118,18 @@ def command(
         click.echo(f"{report.seconds:.1f} s, {report.images_per_second:.1f} images a second, encoder {report.model}")
 
 
+def _refuse_useless_download(settings: Settings) -> None:
+    """Another encoder than the index's is refused in the end, so its hundreds of megabytes are not fetched first."""
+    from searchengine.models.published import PUBLISHED
+
+    wanted, known = PUBLISHED.get(settings.model), identity_of(settings)
+    if wanted and known and known.encoder != wanted.name and not wanted.is_in(settings.models_folder):
+        raise ModelMismatch(
+            f"the index at {printable(str(settings.index_folder))} was made by encoder {printable(known.encoder)}, not "
+            f"by {wanted.name}; leave --model away, or index into another folder with --index"
+        )
+
+
 @contextmanager
 def _ctrl_c_stops() -> Iterator[threading.Event]:
     """The first Ctrl-C, or a request to terminate, ends the run after a commit; the second ends it at once."""
@@ -118,23 +147,3 @@ def _ctrl_c_stops() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _silent_decoders() -> Iterator[None]:
-    """libtiff and its like write complaints about photos straight to descriptor 2; ours go to a copy of it."""
-    logging.getLogger("PIL").addHandler(logging.NullHandler())
-    sys.stderr.flush()
-    copy = os.dup(2)
-    ours = os.fdopen(copy, "w", encoding=sys.stderr.encoding, errors="backslashreplace", buffering=1)
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    os.close(null)
-    before, sys.stderr = sys.stderr, ours
-    try:
-        yield
-    finally:
-        sys.stderr = before
-        ours.flush()
-        os.dup2(copy, 2)
-        ours.close()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from searchengine.cli.options import json_option, settings_from
+from searchengine.cli.options import fetch_weights, json_option, settings_from
 from searchengine.text import printable
 
 if TYPE_CHECKING:
@@ -26,26 +26,37 @@ def command(context: click.Context, as_json: bool) -> None:
             _show(info, as_json=as_json)
 
 
-@command.command("download", epilog="Example:  searchengine models download mini")
+@command.command("download", epilog="Example:  searchengine models download clip-vit-b-32")
 @click.argument("name")
 @json_option
 def download(name: str, as_json: bool) -> None:
-    """Make sure that the weights of an encoder are here and whole."""
+    """Make sure that the weights of an encoder are here and whole.
+
+    A download that broke off goes on where it ended. The setting `mirror` names an address to try first, HTTPS_PROXY a
+    proxy; with the setting `offline`, nothing is fetched.
+    """
     from searchengine.models import registry
     from searchengine.models.mini import parts
+    from searchengine.models.published import PUBLISHED
 
-    models_folder = settings_from().models_folder
-    registry.find_heads(name, models_folder=models_folder)
-    for part in parts.ALL:
-        parts.locate(part)
-    _show(next(info for info in registry.list_models(models_folder) if info.name == name), as_json=as_json)
+    settings = settings_from()
+    if name in PUBLISHED:
+        fetch_weights(PUBLISHED[name], settings)
+    info = registry.find_model(name, models_folder=settings.models_folder)
+    if registry.is_mini_heads(registry.find_weights(name, models_folder=settings.models_folder)):
+        for part in parts.ALL:
+            parts.locate(part)
+    _show(info, as_json=as_json)
 
 
-@command.command("import", epilog="Example:  searchengine models import my-heads.safetensors")
+@command.command("import", epilog="Example:  searchengine models import ~/Downloads/ViT-B-32.pt")
 @click.argument("file")
 @json_option
 def import_(file: str, as_json: bool) -> None:
-    """Check a file made by `searchengine train` and keep a copy, to be used by its name."""
+    """Check a CLIP checkpoint, or a file made by `searchengine train`, and keep a copy, to be used by its name.
+
+    OpenAI's own files are recognised by their content. Any other takes its name from the file.
+    """
     from searchengine.models.registry import import_model
 
     _show(import_model(Path(file), models_folder=settings_from().models_folder), as_json=as_json)

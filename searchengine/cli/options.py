@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from searchengine.errors import IndexNotFound
+from searchengine.cli.output import notice, progress_bar
+from searchengine.errors import IndexNotFound, ModelUnusable
 
 if TYPE_CHECKING:
+    from searchengine.index.layout import IndexIdentity
     from searchengine.index.reader import Index
+    from searchengine.models.published import PublishedFile
     from searchengine.settings import Settings
     from searchengine.vectors import Encoder
 
@@ -26,7 +29,10 @@ index_option = click.option(
     help="Folder of the index [default: SEARCHENGINE_INDEX, or your data folder].",
 )
 model_option = click.option(
-    "--model", help="Encoder: auto, a name from `searchengine models`, or a file made by `train`."
+    "--model", help="Encoder: auto, a name from `searchengine models`, a CLIP checkpoint, or a file made by `train`."
+)
+precision_option = click.option(
+    "--precision", metavar="fp32|bf16|fp16|int8", help="Arithmetic of a CLIP; an index keeps the one it began with."
 )
 device_option = click.option("--device", help="Where the encoder runs: auto, cpu, cuda, cuda:1, mps.")
 
@@ -106,19 +112,109 @@ def encoder_of(index: Index, settings: Settings) -> Encoder:
     """The encoder that made `index`. Raises ModelNotFound, ModelMismatch with a remedy."""
     from searchengine.models.registry import load_encoder
 
-    return load_encoder(index.identity.encoder, device=settings.device, models_folder=settings.models_folder)
+    known = index.identity
+    return load_encoder(
+        known.encoder, device=settings.device, precision=known.precision, models_folder=settings.models_folder
+    )
 
 
 def encoder_for(settings: Settings) -> Encoder:
-    """The encoder that --model asks for; `auto` means the index's own, for a new index the best one available."""
-    from searchengine.index.layout import read_identity
-    from searchengine.models.registry import canonical_name, load_encoder
+    """The encoder that --model asks for, downloaded where it must be.
 
-    name = settings.model
-    if name == "auto":
+    Where `auto` chose a CLIP for a new index and its download fails, that is told and mini takes its place.
+    """
+    from searchengine.models.published import PUBLISHED
+    from searchengine.models.registry import load_encoder
+
+    name = choose_model(settings)
+    if name in PUBLISHED and not PUBLISHED[name].is_in(settings.models_folder):
         try:
-            name = read_identity(settings.index_folder).encoder
-        except IndexNotFound:
+            fetch_weights(PUBLISHED[name], settings)
+        except ModelUnusable as error:
+            if settings.model != "auto" or identity_of(settings) is not None:
+                raise
+            notice(str(error))
             name = "mini"
-    name = canonical_name(name, models_folder=settings.models_folder)
-    return load_encoder(name, device=settings.device, models_folder=settings.models_folder)
+    return load_encoder(
+        name, device=settings.device, precision=_precision(name, settings), models_folder=settings.models_folder
+    )
+
+
+def choose_model(settings: Settings) -> str:
+    """The name that --model means. `auto` is the index's own encoder, for a new index the best one to be had.
+
+    Whether a CLIP can be downloaded is found out within five seconds. Raises ModelNotFound.
+    """
+    from searchengine.models.published import PUBLISHED
+    from searchengine.models.registry import canonical_name, find_weights
+
+    known = identity_of(settings)
+    if settings.model == "auto":
+        return known.encoder if known else _best_available(settings)
+    name = canonical_name(settings.model, models_folder=settings.models_folder)
+    if name not in PUBLISHED:
+        find_weights(name, models_folder=settings.models_folder)
+    return name
+
+
+def fetch_weights(file: PublishedFile, settings: Settings) -> None:
+    """Download published weights, with a notice and, on a terminal, a bar. Raises ModelNotFound, WeightsError."""
+    from searchengine.models.download import download
+
+    if not settings.offline and not file.is_in(settings.models_folder):
+        notice(f"downloading the encoder {file.name}: {_mebibytes(file.size_bytes)} MiB")
+    with progress_bar(f"downloading {file.name}, MiB") as advance:
+        download(
+            file,
+            folder=settings.models_folder,
+            mirror=settings.mirror,
+            offline=settings.offline,
+            on_progress=lambda done, total: advance(_mebibytes(done), _mebibytes(total)),
+            on_notice=notice,
+        )
+
+
+def _best_available(settings: Settings) -> str:
+    """CLIP ViT-B/32 if its weights are here or on offer, else mini, with a notice that says how to get CLIP."""
+    from searchengine.models.download import can_download
+    from searchengine.models.published import PREFERRED, PUBLISHED
+
+    best = PUBLISHED[PREFERRED]
+    if best.is_in(settings.models_folder):
+        return PREFERRED
+    if settings.offline:
+        reason = "the setting offline forbids to fetch it"
+    elif can_download(best, mirror=settings.mirror):
+        return PREFERRED
+    else:
+        reason = "it cannot be fetched from here now"
+    notice(
+        f"taking the encoder mini: {PREFERRED} is not here, and {reason}; to get it, run "
+        f"`searchengine models download {PREFERRED}`, then index with --model {PREFERRED} into a new --index"
+    )
+    return "mini"
+
+
+def _precision(name: str, settings: Settings) -> str:
+    """The index's own for its own encoder, unless --precision was given; mini has but one to choose from."""
+    if settings.origins["precision"] != "flag":
+        known = identity_of(settings)
+        if known is not None and known.encoder == name:
+            return known.precision
+        if name == "mini":
+            return "fp32"
+    return settings.precision
+
+
+def identity_of(settings: Settings) -> IndexIdentity | None:
+    """The identity card of the index, if there is one. Raises IndexFormatError."""
+    from searchengine.index.layout import read_identity
+
+    try:
+        return read_identity(settings.index_folder)
+    except IndexNotFound:
+        return None
+
+
+def _mebibytes(size_bytes: int) -> int:
+    return round(size_bytes / 2**20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 import time
@@ -99,3 +100,23 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
         if drawn:
             sys.stderr.write(CLEAR_LINE)
             sys.stderr.flush()
+
+
+@contextmanager
+def silent_decoders() -> Iterator[None]:
+    """libtiff and its like write complaints about photos straight to descriptor 2; ours go to a copy of it."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    sys.stderr.flush()
+    copy = os.dup(2)
+    ours = os.fdopen(copy, "w", encoding=sys.stderr.encoding, errors="backslashreplace", buffering=1)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+    before, sys.stderr = sys.stderr, ours
+    try:
+        yield
+    finally:
+        sys.stderr = before
+        ours.flush()
+        os.dup2(copy, 2)
+        ours.close()

@@ -30,6 +30,7 @@ def command(index: str | None, failures: bool, as_json: bool) -> None:
             "model": opened.identity.encoder,
             "fingerprint": opened.identity.fingerprint,
             "dim": opened.dim,
+            "precision": opened.identity.precision,
             "index_kind": "flat",
             "recall_at_10": 1.0,
             "size_bytes": size_bytes,

@@ -1,7 +1,7 @@
 """Where things are in an index folder, and the immutable identity card ``index.json``.
 
 photos.index/
-  index.json               format version, encoder name and fingerprint, dim, metric; written once
+  index.json               format version, encoder name, fingerprint and precision, dim, metric; written once
   metadata.sqlite          the only commit point (WAL)
   segments/00000001.faiss  immutable, IndexIDMap2 over IndexFlatIP
   lock                     the single writer's
@@ -19,19 +19,21 @@ from searchengine.text import printable
 
 FORMAT_VERSION = 1
 METRIC = "inner_product"
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
 RESTORE = "restore it from a backup, or delete the index folder and index again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexIdentity:
-    """What never changes in the life of an index."""
+    """What never changes in the life of an index. `precision` is that of the encoder's arithmetic."""
 
     format_version: int = FORMAT_VERSION
     encoder: str
     fingerprint: str
     dim: int
     metric: str = METRIC
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ def read_identity(folder: Path) -> IndexIdentity:
         raise IndexFormatError(f"{shown}/index.json is incomplete ({error}); {RESTORE}") from None
     if identity.metric != METRIC or type(identity.dim) is not int or identity.dim < 1:
         raise IndexFormatError(f"{shown}/index.json names an unknown metric or dimension; {RESTORE}")
+    if identity.precision not in PRECISIONS:
+        raise IndexFormatError(f"{shown}/index.json names an unknown precision; {RESTORE}")
     if (
         type(version) is not int
         or version < 1

@@ -1,29 +1,33 @@
 """The encoders by name: which there are, whether their weights are here, and how to load one.
 
-A name is one of `BUILT_IN`, the name of an imported file (`models import`), or the path of a file that
-`searchengine train` wrote.
+A name is `mini`, one of `PUBLISHED`, the name of an imported file (`models import`), or the path of a file: of a CLIP
+checkpoint, or of heads that `searchengine train` wrote. What a file is, its content tells.
 """
 
 from __future__ import annotations
 
-import os
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from searchengine.errors import ModelNotFound, UsageError
-from searchengine.index.layout import write_durably
+from safetensors import SafetensorError, safe_open
+
+from searchengine.errors import ModelNotFound, UsageError, WeightsError
+from searchengine.index.layout import publish
 from searchengine.models.mini import parts
+from searchengine.models.published import PUBLISHED, PublishedFile
 from searchengine.text import printable
 from searchengine.vectors import Encoder
 
-BUILT_IN = ("mini",)
-SUFFIX = ".safetensors"
+SUFFIXES = (".safetensors", ".pt")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """A line of `searchengine models`. `size_bytes` is what all of its weights take on disk."""
+    """A line of `searchengine models`. `size_bytes` is what all of its weights take on disk; `url` and `sha256` are
+    told of published files."""
 
     name: str
     dim: int
@@ -31,76 +35,197 @@ class ModelInfo:
     downloaded: bool
     licence: str
     about: str
+    url: str | None = None
+    sha256: str | None = None
 
 
 def list_models(models_folder: Path) -> Iterator[ModelInfo]:
-    """The built-in encoders, then the imported ones by name."""
-    missing = parts.missing()
+    """mini, the published CLIPs, then the imported encoders by name."""
     yield ModelInfo(
         name="mini",
         dim=parts.DIM,
         size_bytes=parts.size_bytes() + parts.SHIPPED_HEADS.stat().st_size,
-        downloaded=not missing,
+        downloaded=not parts.missing(),
         licence="Apache-2.0 and MIT",
         about="EfficientNet-Lite2 and MiniLM with projection heads of ours; installs from the package registry",
     )
-    for file in sorted(models_folder.glob("*" + SUFFIX)):
-        yield ModelInfo(
-            name=file.stem,
-            dim=parts.DIM,
-            size_bytes=parts.size_bytes() + file.stat().st_size,
-            downloaded=not missing,
-            licence="yours",
-            about="projection heads for mini, imported",
-        )
+    for published in PUBLISHED.values():
+        yield _about_published(published, models_folder)
+    for file in _imported(models_folder):
+        yield _about_imported(file)
+
+
+def find_model(name: str, *, models_folder: Path) -> ModelInfo:
+    """The line of one encoder. Raises ModelNotFound for a name that is not in the list."""
+    for info in list_models(models_folder):
+        if info.name == name:
+            return info
+    raise ModelNotFound(f"there is no encoder {printable(name)}; `searchengine models` lists those that there are")
 
 
 def load_encoder(
     name: str, *, device: str = "auto", precision: str = "fp32", models_folder: Path | None = None
 ) -> Encoder:
-    """The encoder called `name`. Its towers are loaded when they are first used, its heads at once.
+    """The encoder called `name`. Nothing is downloaded: `searchengine models download` does that.
 
     Raises ModelNotFound for an unknown name or missing weights, WeightsError for weights that are not what they
-    should be, UsageError for a `precision` that it does not have (mini has fp32).
+    should be, UsageError for a `precision` that it does not have (mini has fp32; CLIP fp32, bf16, fp16 and int8).
     """
-    from searchengine.models.mini.encoder import MiniEncoder
+    file = find_weights(name, models_folder=models_folder)
+    if is_mini_heads(file):
+        from searchengine.models.mini.encoder import MiniEncoder
 
-    if precision != "fp32":
-        raise UsageError(f"the encoder {printable(name)} has precision fp32, not {precision!r}")
-    return MiniEncoder(name=name, heads_file=find_heads(name, models_folder=models_folder), device=device)
+        if precision != "fp32":
+            raise UsageError(
+                f"the encoder {printable(name)} has precision fp32, not {precision}; use --precision fp32, or a CLIP"
+            )
+        return MiniEncoder(name=name, heads_file=file, device=device)
+    from searchengine.models.clip.encoder import ClipEncoder
+
+    pinned = PUBLISHED[name].sha256 if name in PUBLISHED else None
+    return ClipEncoder(name=name, weights_file=file, device=device, precision=precision, sha256=pinned)
 
 
-def find_heads(name: str, *, models_folder: Path | None) -> Path:
-    """The file of projection heads that `name` stands for. Raises ModelNotFound."""
+def find_weights(name: str, *, models_folder: Path | None) -> Path:
+    """The file that `name` stands for: a CLIP checkpoint, or heads for mini. Raises ModelNotFound."""
     if name == "mini":
         return parts.SHIPPED_HEADS
-    if models_folder is not None and os.path.basename(name) == name and (models_folder / (name + SUFFIX)).is_file():
-        return models_folder / (name + SUFFIX)
+    if name in PUBLISHED:
+        if models_folder is None or not PUBLISHED[name].is_in(models_folder):
+            raise ModelNotFound(
+                f"the weights of {name} are not here; get them with: searchengine models download {name}"
+            )
+        return PUBLISHED[name].stored_in(models_folder)
+    imported = {} if models_folder is None else {file.stem: file for file in _imported(models_folder)}
+    if name in imported:
+        return imported[name]
     if Path(name).is_file():
         return Path(name)
-    imported = [file.stem for file in sorted(models_folder.glob("*" + SUFFIX))] if models_folder else []
     raise ModelNotFound(
-        f"there is no encoder {printable(name)}; use one of {', '.join([*BUILT_IN, *imported])}, "
-        "or the path of a file made by: searchengine train"
+        f"there is no encoder {printable(name)}; use one of {', '.join(['mini', *PUBLISHED, *imported])}, "
+        "or the path of a CLIP checkpoint or of a file made by: searchengine train"
     )
+
+
+def is_mini_heads(file: Path) -> bool:
+    """Whether `file` says that it holds projection heads for mini; it may still be damaged."""
+    from searchengine.models.mini.heads import FORMAT
+
+    try:
+        with safe_open(str(file), framework="numpy") as opened:
+            return FORMAT in (opened.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def canonical_name(name: str, *, models_folder: Path) -> str:
     """The name an index should remember: a path is made absolute, so that it is found from anywhere."""
-    if name in BUILT_IN or (models_folder / (name + SUFFIX)).is_file():
-        return name
-    return str(Path(name).absolute())
+    known = {"mini", *PUBLISHED, *(file.stem for file in _imported(models_folder))}
+    return name if name in known else str(Path(name).absolute())
 
 
 def import_model(file: Path, *, models_folder: Path) -> ModelInfo:
-    """Check a file of trained heads and keep a copy under its stem. Raises ModelNotFound, WeightsError."""
+    """Check a CLIP checkpoint or trained heads and keep a copy under its stem; published bytes get their own name.
+
+    Raises ModelNotFound where there is no file or its name is taken, WeightsError for content that cannot be used.
+    """
+    if not file.is_file():
+        raise ModelNotFound(
+            f"there is no file {printable(str(file))}; give a CLIP checkpoint, or a file made by: searchengine train"
+        )
+    for published in PUBLISHED.values():
+        if published.is_whole(file):
+            with _copied(file, published.stored_in(models_folder)):
+                pass
+            return _about_published(published, models_folder)
+    if is_mini_heads(file):
+        return _import_heads(file, models_folder)
+    return _import_checkpoint(file, models_folder)
+
+
+def _import_heads(file: Path, models_folder: Path) -> ModelInfo:
     from searchengine.models.mini.heads import MiniHeads
 
-    if not file.is_file():
-        raise ModelNotFound(f"there is no file {printable(str(file))}; give one made by: searchengine train")
-    MiniHeads.load(file)
-    if file.stem in BUILT_IN:
-        raise ModelNotFound(f"the name {file.stem} is taken by a built-in encoder; rename the file, then import it")
-    models_folder.mkdir(parents=True, exist_ok=True)
-    write_durably(models_folder / (file.stem + SUFFIX), file.read_bytes())
-    return next(info for info in list_models(models_folder) if info.name == file.stem)
+    with _copied(file, _free_name(file.stem, ".safetensors", models_folder)) as copy:
+        MiniHeads.load(copy)
+    return _about_imported(models_folder / (file.stem + ".safetensors"))
+
+
+def _import_checkpoint(file: Path, models_folder: Path) -> ModelInfo:
+    """The copy stands alone, so its name tells what the publisher's configuration beside the original did."""
+    from searchengine.models.clip.checkpoints import Checkpoint
+
+    checkpoint = Checkpoint(file)
+    stem = file.stem
+    if checkpoint.activation_source != "file" and "gelu" not in stem.lower():
+        stem += f"-{checkpoint.config.activation.replace('_', '')}"
+    final = _free_name(stem, file.suffix if file.suffix in SUFFIXES else ".pt", models_folder)
+    with _copied(file, final) as copy:
+        if Checkpoint(copy).config != checkpoint.config:
+            raise WeightsError(
+                f"{printable(str(file))} needs the configuration beside it, more than a name can tell; "
+                f"use it where it is, with: --model {printable(str(file))}"
+            )
+    return _about_imported(final)
+
+
+def _free_name(stem: str, suffix: str, models_folder: Path) -> Path:
+    """Where to keep an import, which may replace one of its own kind. Raises ModelNotFound for a name that is taken."""
+    taken = {"mini", *PUBLISHED, *(known.stem for known in _imported(models_folder) if known.suffix != suffix)}
+    if stem in taken:
+        raise ModelNotFound(f"the name {printable(stem)} is taken by another encoder; rename the file, then import it")
+    return models_folder / (stem + suffix)
+
+
+@contextmanager
+def _copied(file: Path, final: Path) -> Iterator[Path]:
+    """Gives a copy to look at, which takes its final name unless something is wrong with it."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    copy = final.with_name(final.name + ".tmp")
+    try:
+        shutil.copyfile(file, copy)
+        yield copy
+        publish(copy, final)
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def _imported(models_folder: Path) -> list[Path]:
+    files = sorted(file for suffix in SUFFIXES for file in models_folder.glob("*" + suffix))
+    return [file for file in files if file.stem != "mini" and file.stem not in PUBLISHED]
+
+
+def _about_published(published: PublishedFile, models_folder: Path) -> ModelInfo:
+    return ModelInfo(
+        name=published.name,
+        dim=published.dim,
+        size_bytes=published.size_bytes,
+        downloaded=published.is_in(models_folder),
+        licence=published.licence,
+        about=f"CLIP {published.architecture} of Radford et al. (2021), with OpenAI's weights",
+        url=published.urls[0],
+        sha256=published.sha256,
+    )
+
+
+def _about_imported(file: Path) -> ModelInfo:
+    """What a file holds; one that cannot be used is told as such, and spoils no list."""
+    size_bytes, dim, usable = file.stat().st_size, parts.DIM, True
+    if is_mini_heads(file):
+        size_bytes, usable, about = size_bytes + parts.size_bytes(), not parts.missing(), "projection heads for mini"
+    else:
+        from searchengine.models.clip.checkpoints import Checkpoint
+
+        try:
+            config = Checkpoint(file).config
+            dim, about = config.dim, f"CLIP with patches of {config.patch_size} and pictures of {config.image_size} px"
+        except WeightsError as error:
+            dim, usable, about = 0, False, str(error)
+    return ModelInfo(
+        name=file.stem,
+        dim=dim,
+        size_bytes=size_bytes,
+        downloaded=usable,
+        licence="yours",
+        about=f"{about}, imported" if usable else about,
+    )
