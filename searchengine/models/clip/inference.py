@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from searchengine.errors import UsageError
-from searchengine.models.clip.linear import LEAST_ACTIVATION, Fused, Int8Linear, PackedLinear, has_fast_bf16
+from searchengine.models.clip.linear import (
+    LEAST_ACTIVATION,
+    Fused,
+    Int8Linear,
+    PackedLinear,
+    PixelLinear,
+    has_fast_bf16,
+)
 from searchengine.models.clip.model import (
     QUICK_GELU_SLOPE,
     Block,
@@ -40,7 +47,7 @@ PRECISIONS = (*DTYPES, "int8")
 
 # The photos that a CPU thread takes at a time: enough to share a pass over the weights, and not so many that what lies
 # between two products leaves the cache.
-PHOTOS_PER_THREAD = 8
+PHOTOS_PER_THREAD = 4
 PHOTOS_PER_GPU_BATCH = 1024
 # Fewer tokens than this are for one thread: two would both have to read all of the weights.
 TOKENS_WORTH_SHARING = 192
@@ -69,6 +76,8 @@ class ImageTower:
     def _forward(self, images: Tensor) -> Tensor:
         if self._device.type == "cuda":
             images = images.pin_memory().to(self._device, non_blocking=True)
+        if isinstance(self._network.patches, PixelLinear):
+            return cast(Tensor, self._network(images))
         x = normalise_pixels(images.to(self._device))
         return cast(Tensor, self._network(x.to(self._network.positions.dtype)))
 
@@ -157,6 +166,8 @@ def lay_out_for_cpu(network: ImageTransformer | TextTransformer, precision: str)
         else:
             block.qkv, block.out = packed(block.qkv), packed(block.out)
             block.widen, block.narrow = packed(block.widen, fused), packed(block.narrow)
+    if precision == "int8" and isinstance(network, ImageTransformer):
+        network.patches = PixelLinear(cast(Tensor, network.patches.weight))
     for name, child in list(network.named_children()):
         if isinstance(child, Linear):
             setattr(network, name, packed(child))

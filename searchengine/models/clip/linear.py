@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from searchengine.models.clip.preprocess import MEAN, STANDARD_DEVIATION
+
 Fused = Literal["none", "swish", "gelu"]
 
 FUNCTIONS = {"none": nn.Identity(), "swish": nn.SiLU(inplace=True), "gelu": nn.GELU()}
 # What GELU and SiLU do not fall below (SiLU: -0.2785).
 LEAST_ACTIVATION = -0.279
+MIDDLE_GREY = 116  # about the mean of photos
 TOKENS_HINT = 400  # only helps oneDNN to choose the layout of the weights
 
 
@@ -55,6 +58,52 @@ class PackedLinear(nn.Module):
         return cast(Tensor, y.float())
 
 
+class IntegerProduct(nn.Module):
+    """step (q - zero_point) W^T for q in uint8 (..., in); W in 8-bit integers, with a scale for each output.
+
+    weight: float32 (out, in). The result is float32 (..., out). row_sums: what the rows of W, so rounded, add up to.
+    """
+
+    def __init__(self, weight: Tensor, *, step: float) -> None:
+        super().__init__()
+        scales = weight.abs().amax(1).clamp_min(1e-12) / 127  # (out,)
+        integers = (weight / scales[:, None]).round_()  # (out, in)
+        self.row_sums = integers.sum(1) * scales
+        self.scales = scales * step
+        self.zeros = torch.zeros(len(weight), dtype=torch.int32)
+        self.packed = has_fast_integers()
+        self.weight = torch.ops.onednn.qlinear_prepack(integers.to(torch.int8), None) if self.packed else integers
+
+    def forward(self, q: Tensor, zero_point: int, bias: Tensor | None = None) -> Tensor:
+        if not self.packed:
+            y = F.linear(q.float() - zero_point, self.weight) * self.scales
+            return y if bias is None else y + bias
+        return cast(
+            Tensor,
+            torch.ops.onednn.qlinear_pointwise(
+                q, 1.0, zero_point, self.weight, self.scales, self.zeros, bias,
+                1.0, 0, torch.float32, "none", [], "",
+            ),
+        )  # fmt: skip
+
+
+class PixelLinear(nn.Module):
+    """normalised(x) W^T for x in uint8, RGB by turns (..., in): bytes are integers already, normalising is in W.
+
+    Grey is taken off first: the rounding of W would count as often as a pixel is bright.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        mean, deviation = (torch.tensor(values).repeat(weight.shape[1] // 3) for values in (MEAN, STANDARD_DEVIATION))
+        scaled = weight.detach() / deviation  # (out, in)
+        self.product = IntegerProduct(scaled, step=1 / 255)
+        self.bias = scaled @ (MIDDLE_GREY / 255 - mean)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.product(x, MIDDLE_GREY, self.bias))
+
+
 class Int8Linear(nn.Module):
     """activation(x W^T + b) with W in 8-bit integers, a scale for each output, and x so, a scale for each row.
 
@@ -67,18 +116,13 @@ class Int8Linear(nn.Module):
     ) -> None:
         super().__init__()
         weight = weight.detach()
-        self.scales = weight.abs().amax(1).clamp_min(1e-12) / 127  # (out,)
-        integers = (weight / self.scales[:, None]).round_()  # (out, in)
+        # A row's integers times their step give its values; the step is its extent / 127, or / 255.
+        self.product = IntegerProduct(weight, step=1 / (127 if least is None else 255))
         self.bias = torch.zeros(len(weight)) if bias is None else bias.detach()
         self.least = least
         if least is not None:
-            self.bias = self.bias + least * (integers.sum(1) * self.scales)
-        # A row's integers times their step give its values; the step is its extent / 127, or / 255.
-        self.scales = self.scales / (127 if least is None else 255)
-        self.zeros = torch.zeros(len(weight), dtype=torch.int32)
+            self.bias = self.bias + least * self.product.row_sums
         self.fused = FUNCTIONS[fused]
-        self.packed = has_fast_integers()
-        self.weight = torch.ops.onednn.qlinear_prepack(integers.to(torch.int8), None) if self.packed else integers
 
     def forward(self, x: Tensor) -> Tensor:
         # x: (..., in)
@@ -87,19 +131,8 @@ class Int8Linear(nn.Module):
             q, zero_point = x * (127 / extent), 128
         else:
             extent = (x.amax(-1, keepdim=True) - self.least).clamp_min_(1e-12)
-            q, zero_point = ((x - self.least) * (255 / extent)).sub_(128), 0
+            steps = 255 / extent
+            q, zero_point = (x * steps).sub_(self.least * steps + 128), 0
         # torch turns floats into signed bytes in a seventh of the time that unsigned ones take.
         unsigned = q.round_().to(torch.int8).view(torch.uint8).bitwise_xor_(128)
-        y = self._product(unsigned, zero_point)
-        return cast(Tensor, self.fused(y.mul_(extent).add_(self.bias)))
-
-    def _product(self, q: Tensor, zero_point: int) -> Tensor:
-        if not self.packed:
-            return F.linear(q.float() - zero_point, self.weight) * self.scales
-        return cast(
-            Tensor,
-            torch.ops.onednn.qlinear_pointwise(
-                q, 1.0, zero_point, self.weight, self.scales, self.zeros, None,
-                1.0, 0, torch.float32, "none", [], "",
-            ),
-        )  # fmt: skip
+        return cast(Tensor, self.fused(self.product(unsigned, zero_point).mul_(extent).add_(self.bias)))

@@ -127,7 +127,7 @@ class ImageTransformer(nn.Module):
         super().__init__()
         width = config.image.width
         self.patch_size, self.heads = config.patch_size, config.image.heads
-        self.patches = Linear(config.patch_size**2 * 3, width, bias=False)
+        self.patches: nn.Module = Linear(config.patch_size**2 * 3, width, bias=False)
         self.class_token = nn.Parameter(torch.zeros(width))
         self.positions = nn.Parameter(torch.zeros(1 + config.patches, width))
         self.norm_pre = nn.LayerNorm(width)
