@@ -163,7 +163,7 @@ def state_dict(*, width: int = 64, layers: int = 1) -> dict[str, np.ndarray[Any,
 
 def tell_activation(beside: Path, *, quick_gelu: bool, head_width: int = 64) -> None:
     vision = {"width": 64, "head_width": head_width}
-    config = {"model_cfg": {"quick_gelu": quick_gelu, "vision_cfg": vision, "text_cfg": {"heads": 1}}}
+    config = {"model_cfg": {"quick_gelu": quick_gelu, "vision_cfg": vision, "text_cfg": {"width": 64, "heads": 1}}}
     (beside.parent / "open_clip_config.json").write_text(json.dumps(config))
 
 

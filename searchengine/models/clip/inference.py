@@ -7,7 +7,7 @@ and everything between the products stays float32. On a GPU all of a tower is in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -59,18 +59,18 @@ class ImageTower:
     def __init__(self, network: ImageTransformer, *, device: str, precision: str) -> None:
         self._device = choose_device(device, precision)
         self._network = prepare(network, device=self._device, precision=precision)
+        self._threads = torch.get_num_threads() if self._device.type == "cpu" else 1
+        self._pool = lone_threads(self._threads)
 
     def encode(self, pixels: PixelBatch) -> FloatArray:
         """pixels: uint8 (n, s, s, 3). Returns float32 (n, dim), not normalised."""
         images = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
         if self._device.type != "cpu":
-            batches = torch.split(images, PHOTOS_PER_GPU_BATCH)
-            return torch.cat([self._forward(batch) for batch in batches]).float().cpu().numpy()
+            return gather(map(self._forward, torch.split(images, PHOTOS_PER_GPU_BATCH)))
         if len(images) == 1:
-            return np.asarray(self._forward(images).float().numpy())
-        threads = torch.get_num_threads()
-        share = min(PHOTOS_PER_THREAD, -(-len(images) // threads))
-        return run_in_shares(self._forward, torch.split(images, share), threads)
+            return gather([self._forward(images)])
+        share = min(PHOTOS_PER_THREAD, -(-len(images) // self._threads))
+        return gather(self._pool.map(self._forward, torch.split(images, share)))
 
     @torch.inference_mode()
     def _forward(self, images: Tensor) -> Tensor:
@@ -88,28 +88,24 @@ class TextTower:
     def __init__(self, network: TextTransformer, *, device: str, precision: str) -> None:
         self._device = choose_device(device, precision)
         self._network = prepare(network, device=self._device, precision=precision)
+        self._threads = torch.get_num_threads() if self._device.type == "cpu" else 1
+        self._pool = lone_threads(self._threads)
 
     def encode(self, texts: Sequence[Sequence[int]]) -> FloatArray:
         """texts: tokens, the end-of-text last. Returns float32 (n, dim), not normalised."""
-        threads = torch.get_num_threads() if self._device.type == "cpu" else 1
-        worth_it = threads > 1 and len(texts) > 1 and sum(map(len, texts)) >= TOKENS_WORTH_SHARING
-        share = -(-len(texts) // threads) if worth_it else len(texts)
+        threads = self._threads if sum(map(len, texts)) >= TOKENS_WORTH_SHARING else 1
+        share = -(-len(texts) // threads)
         shares = [texts[start : start + share] for start in range(0, len(texts), share)]
-        return run_in_shares(self._forward, shares, threads)
+        return gather(self._pool.map(self._forward, shares))
 
     @torch.inference_mode()
     def _forward(self, texts: Sequence[Sequence[int]]) -> Tensor:
         return cast(Tensor, self._network(Prompts.pack(texts).to(self._device)))
 
 
-Share = TypeVar("Share")
-
-
-def run_in_shares(forward: Callable[[Share], Tensor], shares: Sequence[Share], threads: int) -> FloatArray:
-    """The results one below the other, float32 (n, dim), each share computed by one of `threads`."""
-    with lone_threads(threads) as pool:
-        results = list(pool.map(forward, shares))
-    return torch.cat(results).float().cpu().numpy()
+def gather(results: Iterable[Tensor]) -> FloatArray:
+    """One below the other, float32 (n, dim)."""
+    return torch.cat(list(results)).float().cpu().numpy()
 
 
 def choose_device(name: str, precision: str) -> torch.device:

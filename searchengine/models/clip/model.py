@@ -199,6 +199,10 @@ class Prompts:
             sources=torch.tensor(sources),
         )
 
+    def spread(self, x: Tensor) -> Tensor:
+        """(r, w) -> (n, longest, w): each text with its own copy of the rows that it shares."""
+        return x[None] if len(self.paths) == 1 else x[self.paths]
+
     def to(self, device: torch.device) -> Prompts:
         tensors = (self.tokens, self.places, self.paths, self.lengths, self.sources)
         return Prompts(*(x.to(device) for x in tensors))
@@ -228,8 +232,10 @@ class TextTransformer(nn.Module):
 
     def _attend_causally(self, prompts: Prompts) -> Attend:
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            q, k, v = (split_heads(x[prompts.paths], self.heads) for x in (q, k, v))  # (n, heads, longest, w / heads)
+            q, k, v = (split_heads(prompts.spread(x), self.heads) for x in (q, k, v))  # (n, heads, longest, w / heads)
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            if len(prompts.paths) == 1:
+                return y[0].transpose(0, 1).flatten(1)  # (r, w)
             # A row that several texts share comes out the same for each of them; the first one's is taken.
             return y.transpose(1, 2).flatten(2).flatten(0, 1)[prompts.sources]  # (r, w)
 
@@ -242,7 +248,7 @@ class TextTransformer(nn.Module):
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q = split_heads(q[prompts.paths[:, -1:]], self.heads)  # (n, heads, 1, w / heads)
-            k, v = (split_heads(x[prompts.paths], self.heads) for x in (k, v))  # (n, heads, longest, w / heads)
+            k, v = (split_heads(prompts.spread(x), self.heads) for x in (k, v))  # (n, heads, longest, w / heads)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=inside[:, None, None])
             return y.transpose(1, 2).flatten(1)  # (n, w)
 
