@@ -7,25 +7,23 @@ import os
 import pty
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from commandline import Cli
 from fakes import FakeEncoder
 from hypothesis import given
 from hypothesis import strategies as st
 
 import indexer
 from searchengine import zeroshot
-from searchengine.cli import main
 from searchengine.decode import DecodeLimits, decode_file
 from searchengine.errors import ImageError, UsageError
 from searchengine.models import registry
@@ -299,27 +297,8 @@ def test_the_limits_of_the_settings_apply(encoder: FakeEncoder, paint: Callable[
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Classify = Callable[..., Outcome]
-
-
 @pytest.fixture(autouse=True)
-def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the settings and data of whoever runs it; the encoder is mini."""
-    for name in [name for name in os.environ if name.startswith("SEARCHENGINE_") and name != "SEARCHENGINE_DATA"]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data-home"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config-home"))
+def model(own_home: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEARCHENGINE_MODEL", "mini")
 
 
@@ -329,21 +308,11 @@ def mini() -> Encoder:
 
 
 @pytest.fixture
-def classify(mini: Encoder, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Classify]:
-    """Runs `searchengine classify` in this process, with its real error handling, and mini's towers loaded but once."""
-    load, before = registry.load_encoder, signal.getsignal(signal.SIGPIPE)
+def classify(mini: Encoder, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> Cli:
+    """`searchengine classify`, with mini's towers loaded but once."""
+    load = registry.load_encoder
     monkeypatch.setattr(registry, "load_encoder", lambda name, **how: mini if name == "mini" else load(name, **how))
-
-    def run(*arguments: str | Path) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["searchengine", "classify", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capfd.readouterr()
-        return Outcome(code=int(exit_.value.code or 0), out=captured.out, err=captured.err)
-
-    yield run
-    signal.signal(signal.SIGPIPE, before)
+    return partial(cli, "classify")
 
 
 THINGS = "dog cat elephant toilet laptop skateboard pizza bus boat horse bird".split()
@@ -363,7 +332,7 @@ def photos_of_one_thing(data: Path) -> dict[str, str]:
     return found
 
 
-def test_mini_tells_things_apart_on_photos_whose_captions_name_them(classify: Classify, data: Path) -> None:
+def test_mini_tells_things_apart_on_photos_whose_captions_name_them(classify: Cli, data: Path) -> None:
     wanted = photos_of_one_thing(data)
     assert len(wanted) >= 40
     done = classify(*wanted, "--labels", ",".join(THINGS), "--json")
@@ -376,7 +345,7 @@ def test_mini_tells_things_apart_on_photos_whose_captions_name_them(classify: Cl
 
 
 def test_json_has_one_line_a_photo_with_every_label_the_likeliest_first(
-    classify: Classify, paint: Callable[..., Path]
+    classify: Cli, paint: Callable[..., Path]
 ) -> None:
     paths = [paint("a.png", 1), paint("b.jpg", 2)]
     done = classify(*paths, "--labels", "dog,żółw,golden retriever", "--json")
@@ -391,7 +360,7 @@ def test_json_has_one_line_a_photo_with_every_label_the_likeliest_first(
 
 
 def test_the_probabilities_are_those_of_the_library_with_minis_own_scale(
-    classify: Classify, mini: Encoder, paint: Callable[..., Path]
+    classify: Cli, mini: Encoder, paint: Callable[..., Path]
 ) -> None:
     path = paint("a.png", 1)
     printed = classify(path, "--labels", "dog,cat,bus", "--template", "a {}", "--template", "{} here", "--json").lines
@@ -402,7 +371,7 @@ def test_the_probabilities_are_those_of_the_library_with_minis_own_scale(
     assert [printed[0]["probabilities"][label] for label in ("dog", "cat", "bus")] == pytest.approx(expected, rel=1e-3)
 
 
-def test_without_a_choice_the_templates_are_the_simple_ones(classify: Classify, paint: Callable[..., Path]) -> None:
+def test_without_a_choice_the_templates_are_the_simple_ones(classify: Cli, paint: Callable[..., Path]) -> None:
     path = paint("a.png", 1)
     run = (path, "--labels", "dog,cat,bus", "--json")
     default = classify(*run).out
@@ -412,7 +381,7 @@ def test_without_a_choice_the_templates_are_the_simple_ones(classify: Classify, 
 
 
 def test_the_table_shows_the_likeliest_labels_of_each_photo_on_one_line(
-    classify: Classify, paint: Callable[..., Path], tmp_path: Path
+    classify: Cli, paint: Callable[..., Path], tmp_path: Path
 ) -> None:
     paths = [paint("a.png", 1), paint("b.png", 2)]
     (tmp_path / "labels.txt").write_text("dog\ncat\nbus\n" + "a very long label, with a comma, " * 3 + "indeed\n")
@@ -429,14 +398,14 @@ def test_the_table_shows_the_likeliest_labels_of_each_photo_on_one_line(
 
 
 def test_a_label_with_commas_and_one_in_another_script_come_from_a_file(
-    classify: Classify, paint: Callable[..., Path], tmp_path: Path
+    classify: Cli, paint: Callable[..., Path], tmp_path: Path
 ) -> None:
     (tmp_path / "labels.txt").write_bytes("\ufeffgreat white shark, man-eater\r\n犬\r\n".encode())
     done = classify(paint("a.png"), "--labels-file", tmp_path / "labels.txt", "--json")
     assert set(done.lines[0]["probabilities"]) == {"great white shark, man-eater", "犬"}
 
 
-def test_a_bad_photo_costs_that_photo_alone(classify: Classify, paint: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_bad_photo_costs_that_photo_alone(classify: Cli, paint: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
     absent = tmp_path / "absent\n.jpg"
     done = classify(tmp_path / "broken.jpg", paint("good.png"), absent, "--labels", "dog,cat", "--json")
@@ -447,7 +416,7 @@ def test_a_bad_photo_costs_that_photo_alone(classify: Classify, paint: Callable[
     assert second == f"skipped {tmp_path}/absent\\n.jpg: cannot be read: No such file or directory"
 
 
-def test_what_a_decoder_says_of_a_damaged_photo_does_not_reach_the_terminal(classify: Classify, data: Path) -> None:
+def test_what_a_decoder_says_of_a_damaged_photo_does_not_reach_the_terminal(classify: Cli, data: Path) -> None:
     images = data / "nasty/pillow/Tests/images"
     hopeless = images / "crash-0c7e0e8e11ce787078f00b5b0ca409a167f070e0.tif"
     doubtful = images / "crash-0da013a13571cc8eb457a39fee8db18f8a3c7127.tif"
@@ -456,7 +425,7 @@ def test_what_a_decoder_says_of_a_damaged_photo_does_not_reach_the_terminal(clas
     assert re.fullmatch(rf"skipped {re.escape(str(hopeless))}: .*\n", done.err)
 
 
-def test_no_photo_at_all_is_exit_1(classify: Classify, tmp_path: Path) -> None:
+def test_no_photo_at_all_is_exit_1(classify: Cli, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for image in ("absent.jpg", "empty"):
         done = classify(tmp_path / image, "--labels", "dog,cat")
@@ -465,7 +434,7 @@ def test_no_photo_at_all_is_exit_1(classify: Classify, tmp_path: Path) -> None:
 
 
 def test_a_folder_means_the_photos_that_index_would_list(
-    classify: Classify, photos: Path, paint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    classify: Cli, photos: Path, paint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (photos / "notes.txt").write_text("no photo")
     for hidden in (".hidden.png", "@eaDir/thumb.png", ".trash/old.png"):
@@ -484,7 +453,7 @@ def test_a_folder_means_the_photos_that_index_would_list(
 
 
 def test_a_name_that_is_not_utf_8_reaches_json_and_table(
-    classify: Classify, paint: Callable[..., Path], tmp_path: Path
+    classify: Cli, paint: Callable[..., Path], tmp_path: Path
 ) -> None:
     (tmp_path / "folder").mkdir()
     shutil.copyfile(paint("a.png"), os.fsencode(tmp_path) + b"/folder/caf\xe9.png")
@@ -509,7 +478,7 @@ def test_a_name_that_is_not_utf_8_reaches_json_and_table(
     ],
 )
 def test_wrong_usage_is_exit_2_and_one_line(
-    classify: Classify, paint: Callable[..., Path], options: list[str], reason: str
+    classify: Cli, paint: Callable[..., Path], options: list[str], reason: str
 ) -> None:
     done = classify(paint("a.png"), *options)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
@@ -517,30 +486,30 @@ def test_wrong_usage_is_exit_2_and_one_line(
     assert reason in done.err
 
 
-def test_without_an_image_or_with_a_senseless_top_it_is_exit_2(classify: Classify) -> None:
+def test_without_an_image_or_with_a_senseless_top_it_is_exit_2(classify: Cli) -> None:
     assert classify("--labels", "dog,cat").code == 2
     assert classify("a.png", "--labels", "dog,cat", "--top", "0").code == 2
 
 
-def test_an_unknown_model_is_exit_4(classify: Classify, paint: Callable[..., Path]) -> None:
+def test_an_unknown_model_is_exit_4(classify: Cli, paint: Callable[..., Path]) -> None:
     done = classify(paint("a.png"), "--labels", "dog,cat", "--model", "no-such-model")
     assert (done.code, done.err.count("\n")) == (4, 1)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
-def test_a_folder_that_cannot_be_read_is_exit_3(classify: Classify, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_read_is_exit_3(classify: Cli, tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0)
     assert classify(tmp_path / "closed", "--labels", "dog,cat").code == 3
 
 
-def test_a_single_label_is_answered_with_a_notice(classify: Classify, paint: Callable[..., Path]) -> None:
+def test_a_single_label_is_answered_with_a_notice(classify: Cli, paint: Callable[..., Path]) -> None:
     done = classify(paint("a.png"), "--labels", "dog", "--json")
     assert (done.code, done.lines[0]["probabilities"]) == (0, {"dog": 1.0})
     assert "always 1" in done.err
 
 
 def test_auto_means_the_encoder_of_the_index(
-    classify: Classify, paint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    classify: Cli, paint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heads = tmp_path / "mine.safetensors"
     shutil.copyfile(ROOT / "searchengine/models/mini/heads.safetensors", heads)

@@ -12,59 +12,22 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commandline import Cli, Outcome
 from PIL import Image
 
-from searchengine.cli import COMMANDS, main
+from searchengine.cli import COMMANDS
 from searchengine.cli.index import _ctrl_c_stops
 
 ROOT = Path(__file__).parent.parent
 
 
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Cli = Callable[..., Outcome]
-
-
 @pytest.fixture(autouse=True)
-def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the settings and data of whoever runs it."""
-    for name in [name for name in os.environ if name.startswith("SEARCHENGINE_") and name != "SEARCHENGINE_DATA"]:
-        monkeypatch.delenv(name)
+def offline(own_home: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEARCHENGINE_OFFLINE", "1")
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data-home"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config-home"))
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Cli]:
-    """Runs the command line in this process, with its real error handling."""
-    before = signal.getsignal(signal.SIGPIPE)
-
-    def run(*arguments: str | Path) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["searchengine", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capfd.readouterr()
-        return Outcome(code=int(exit_.value.code or 0), out=captured.out, err=captured.err)
-
-    yield run
-    signal.signal(signal.SIGPIPE, before)
 
 
 @pytest.fixture(scope="session")

@@ -14,18 +14,18 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from commandline import Cli
 from fakes import FakeEncoder
 from safetensors.numpy import save_file
 from test_download import CONTENT, OTHER, Server, published_at, running, serve, stall, status
 
 import searchengine
-from searchengine.cli import main
 from searchengine.errors import ModelNotFound, UsageError, WeightsError
 from searchengine.index.layout import PRECISIONS, read_identity
 from searchengine.models import download as downloading
@@ -38,13 +38,10 @@ Paint = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads the settings of whoever runs it, or asks a proxy."""
-    for name in list(os.environ):
-        if name.startswith("SEARCHENGINE_") or name.lower() in ("http_proxy", "https_proxy", "all_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+def environment(own_home: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test asks a proxy, or waits long before it tries again."""
+    for name in [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "all_proxy")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("SEARCHENGINE_MODELS", str(tmp_path / "models"))
     monkeypatch.setattr(downloading, "FIRST_WAIT_SECONDS", 0.01)
 
@@ -91,33 +88,6 @@ def clips(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
     monkeypatch.setitem(sys.modules, module.__name__, module)
     opened.clear()
     return opened
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Cli = Callable[..., Outcome]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    def run(*arguments: str | Path) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["searchengine", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        captured = capfd.readouterr()
-        return Outcome(code=int(exit_.value.code or 0), out=captured.out, err=captured.err)
-
-    return run
 
 
 def in_a_process(file: PublishedFile, arguments: list[str]) -> str:
