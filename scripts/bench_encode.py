@@ -41,7 +41,7 @@ PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.2613
 NOUNS = (
     "dog cat horse bird fish tree car boat train plane house chair table lamp clock cup spoon knife apple pear".split()
 )
-JUDGED, CAPTIONS = 100, 256  # photos that embeddings are compared on, and as many others to calibrate with; texts
+JUDGED, CAPTIONS = 100, 128  # photos that embeddings are compared on, and as many others to calibrate with; texts
 GEMM_SIZES = ((400, 768, 3072), (2048, 2048, 2048))  # m, k, n
 REST_S = 0.03  # for the threads of the one before, which wait for work in a loop, to fall asleep
 
