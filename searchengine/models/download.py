@@ -29,7 +29,7 @@ STALL_SECONDS = 30.0
 SLOWEST_BYTES_PER_SECOND = 1024
 CHUNK_BYTES = 2**18
 # The whole answer of `--model auto` is promised within five seconds.
-PROBE_SECONDS = 4.0
+PROBE_SECONDS = 3.0
 
 OnProgress = Callable[[int, int], None]  # (done_bytes, total_bytes)
 OnNotice = Callable[[str], None]
