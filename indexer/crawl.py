@@ -1,30 +1,38 @@
-"""What changed in a store since the index last saw it: a listing held against the known rows, in SQL.
+"""What changed in the stores since the index last saw them: a listing held against the known rows, in SQL.
 
-The listing goes into a temporary table, never into memory, so a store of any size takes the same room.
+The listing goes into a temporary table, never into memory, so a library of any size takes the same room.
+
+A known photo that is not listed is gone only if it would have been listed were it there: not below a folder that could
+not be listed, nor where a disk used to be mounted, nor outside of what the run looks at.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import os
+import threading
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 
-from searchengine.decode import EXTENSIONS
+from indexer.mounts import changed_mounts, record_mounts, recorded_device
+from indexer.report import Report
+from indexer.scope import Globs, Part
+from searchengine.errors import ImageError, StoreUnusable
+from searchengine.formats import is_photo
 from searchengine.index.filters import starts_with
 from searchengine.index.schema import Key, encode_key, failures, images, vectors
-from searchengine.stores import ImageStore, StoredPhoto, Unlistable
+from searchengine.stores import ImageStore, Mount, StoredPhoto, Unlistable, device_of, is_there
 
-ROWS_PER_INSERT = 5000
+ROWS_PER_PAGE = 5000
 
 _scratch = sa.MetaData()
 
 listing = sa.Table(
     "listing",
     _scratch,
+    sa.Column("store", Key, primary_key=True),
     sa.Column("key", Key, primary_key=True),
     sa.Column("size_bytes", sa.Integer, nullable=False),
     sa.Column("mtime_ns", sa.Integer, nullable=False),
@@ -34,29 +42,10 @@ listing = sa.Table(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Globs:
-    """Patterns over a file's name or its path below the folder, where ``*`` crosses folders; case does not matter.
-
-    A path is matched with and without a slash before it, so that ``*/screenshots/*`` means the topmost folder too.
-
-    With `include`, a run looks only at files that match one; the others stay in the index as they are.
-    Files that match an `exclude` are left out of the index.
-    """
-
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-
-    def excludes(self, path: str) -> bool:
-        return _matches(path, self.exclude)
-
-    def includes(self, path: str) -> bool:
-        return not self.include or _matches(path, self.include)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Change:
     """A listed file that the index does not know as it is now."""
 
+    store: ImageStore
     listed: StoredPhoto
     known: bool
     """Whether the index has a photo of that name: then this is an update, otherwise an addition."""
@@ -64,111 +53,181 @@ class Change:
 
 @dataclass(kw_only=True)
 class Crawl:
-    """One store, listed into a temporary table of the index's own connection."""
+    """The parts of some stores, listed into a temporary table of the index's own connection."""
 
-    store: ImageStore
+    parts: Sequence[Part]
     globs: Globs
     engine: sa.Engine
+    retry_failed: bool = False
     scanned: int = 0
-    unlistable: list[Unlistable] = field(default_factory=list)
+    unlistable: list[tuple[ImageStore, Unlistable]] = field(default_factory=list)
+    _mounts: list[tuple[Part, Mount]] = field(default_factory=list)
+    _untold: set[str] = field(default_factory=set)
+    """Names and prefixes of which this listing tells nothing."""
 
-    def list_store(self) -> None:
-        """Fill the temporary table. Raises StoreUnusable."""
+    def list_stores(self, *, stop: threading.Event) -> None:
+        """Fill the temporary table, until `stop` is set."""
         with self.engine.begin() as connection:
             _scratch.drop_all(connection)
             _scratch.create_all(connection, checkfirst=False)
-        rows: list[tuple[bytes, int, int]] = []
-        for item in self.store.scan():
-            if isinstance(item, Unlistable):
-                self.unlistable.append(item)
-                continue
-            if not self._wanted(item.key):
-                continue
-            rows.append((encode_key(item.key), item.size_bytes, item.mtime_ns))
-            if len(rows) == ROWS_PER_INSERT:
-                self._insert(rows)
-        self._insert(rows)
+        for part in self.parts:
+            self._list(part, stop)
+            if stop.is_set():
+                return
+        self.scanned = int(self._rows(sa.select(sa.func.count()).select_from(listing))[0][0])
+        for part in self.parts:
+            self._find_missing_mounts(part)
 
-    def count_unchanged(self) -> int:
-        return self._count(sa.and_(*_same_as(images, self.store.name)))
+    def remember_mounts(self) -> None:
+        """Record the file systems that this listing passed through, before any photo found there is recorded."""
+        with self.engine.begin() as connection:
+            for part in self.parts:
+                found = {mount.prefix: mount.device for at, mount in self._mounts if at is part}
+                record_mounts(connection, part, found=found, keep=self._untold)
 
-    def count_still_failing(self) -> int:
-        return self._count(sa.and_(*_same_as(failures, self.store.name)))
+    def count_known(self, report: Report) -> int:
+        """Count what need not be read; return the number of files that are new or changed."""
+        unchanged = self._count(sa.and_(*_same_as(images)))
+        still_failing = 0 if self.retry_failed else self._count(sa.and_(*_same_as(failures)))
+        report.scanned += self.scanned
+        report.unchanged += unchanged
+        report.failed += still_failing
+        return self.scanned - unchanged - still_failing
 
     def changes(self) -> Iterator[Change]:
         """Files to read: new or changed ones, less those that failed before and have not changed since."""
-        name = self.store.name
-        known = sa.exists().where(images.c.store == name, images.c.key == listing.c.key)
-        query = sa.select(listing, known).where(
-            ~sa.exists().where(*_same_as(images, name)), ~sa.exists().where(*_same_as(failures, name))
-        )
-        for keys in self._pages(query):
-            for key, size_bytes, mtime_ns, is_known in keys:
-                yield Change(listed=StoredPhoto(key, size_bytes, mtime_ns), known=bool(is_known))
+        stores = {part.store.name: part.store for part in self.parts}
+        known = sa.exists().where(images.c.store == listing.c.store, images.c.key == listing.c.key)
+        query = sa.select(listing, known).where(~sa.exists().where(*_same_as(images)))
+        if not self.retry_failed:
+            query = query.where(~sa.exists().where(*_same_as(failures)))
+        for page in self._pages(query, listing):
+            for store, key, size_bytes, mtime_ns, is_known in page:
+                yield Change(store=stores[store], listed=StoredPhoto(key, size_bytes, mtime_ns), known=bool(is_known))
 
     def former_row_of(self, content_hash: bytes, *, taken: Container[int]) -> int | None:
         """The id, not one of `taken`, of a known photo with this content whose file is gone: the one that moved."""
         query = (
-            sa.select(images.c.id, images.c.key)
+            sa.select(images.c.id, images.c.store, images.c.key)
             .join(vectors, vectors.c.id == images.c.vector_id)
-            .where(vectors.c.content_hash == content_hash, *self._not_listed(images))
+            .where(vectors.c.content_hash == content_hash, ~_is_listed(images))
             .order_by(images.c.id)
         )
-        return next((row.id for row in self._rows(query) if row.id not in taken and self._is_gone(row.key)), None)
+        for row in self._rows(query):
+            if row.id not in taken and self._is_gone_anywhere(row.store, row.key):
+                return int(row.id)
+        return None
 
-    def gone(self) -> list[int]:
-        """Ids of known photos whose files the store no longer lists, though it could list their folders."""
-        query = sa.select(images.c.id, images.c.key).where(*self._not_listed(images))
-        return [row.id for row in self._rows(query) if self._is_gone(row.key)]
+    def gone(self) -> Iterator[list[int]]:
+        """Pages of ids of known photos whose files are no longer there."""
+        for part in self.parts:
+            query = sa.select(images.c.store, images.c.key, images.c.id).where(*_below(images, part))
+            for page in self._pages(query.where(~_is_listed(images)), images):
+                yield [row.id for row in page if self._is_gone(part, row.key)]
 
-    def gone_failures(self) -> list[tuple[str, str]]:
-        """Names of failed files that are gone, or that are what the index knew before they failed."""
+    def gone_failures(self) -> Iterator[list[tuple[str, str]]]:
+        """Pages of names of failed files that are gone, or that are what the index knew before they failed."""
         names = sa.select(failures.c.store, failures.c.key)
-        unchanged = sa.exists().where(listing.c.key == failures.c.key, *_same_as(images, self.store.name))
-        gone = [row for row in self._rows(names.where(*self._not_listed(failures))) if self._is_gone(row.key)]
-        as_before = self._rows(names.where(failures.c.store == self.store.name, unchanged))
-        return [(row.store, row.key) for row in (*gone, *as_before)]
+        for part in self.parts:
+            for page in self._pages(names.where(*_below(failures, part), ~_is_listed(failures)), failures):
+                yield [(row.store, row.key) for row in page if self._is_gone(part, row.key)]
+            as_before = sa.exists().where(
+                listing.c.store == failures.c.store, listing.c.key == failures.c.key, *_same_as(images)
+            )
+            for page in self._pages(names.where(*_below(failures, part), as_before), failures):
+                yield [(row.store, row.key) for row in page]
 
-    def has_other_photo(self, content_hash: bytes, *, key: str) -> bool:
-        """Whether the index has a photo of this content under another name than `key` in this store."""
+    def has_other_photo(self, content_hash: bytes, *, store: str, key: str) -> bool:
+        """Whether the index has a photo of this content under another name."""
         query = (
             sa.select(images.c.id)
             .join(vectors, vectors.c.id == images.c.vector_id)
             .where(vectors.c.content_hash == content_hash)
-            .where(sa.or_(images.c.store != self.store.name, images.c.key != key))
+            .where(sa.or_(images.c.store != store, images.c.key != key))
             .limit(1)
         )
         return bool(self._rows(query))
 
-    def _not_listed(self, table: sa.Table) -> tuple[sa.ColumnElement[bool], ...]:
-        return (
-            table.c.store == self.store.name,
-            starts_with(table.c.key, self.store.prefix),
-            ~sa.exists().where(listing.c.key == table.c.key),
-        )
+    # -- listing -----------------------------------------------------------------------------------------------
 
-    def _is_gone(self, key: str) -> bool:
-        """Not listed, and neither because its folder could not be, nor because this run does not look at it."""
-        if any(key == part.prefix or key.startswith(os.path.join(part.prefix, "")) for part in self.unlistable):
+    def _list(self, part: Part, stop: threading.Event) -> None:
+        rows: list[tuple[bytes, bytes, int, int]] = []
+        store = encode_key(part.store.name)
+        try:
+            for item in part.store.scan(part.prefix):
+                if stop.is_set():
+                    return
+                match item:
+                    case StoredPhoto(key, size_bytes, mtime_ns):
+                        if self._wanted(part.store, key):
+                            rows.append((store, encode_key(key), size_bytes, mtime_ns))
+                            if len(rows) == ROWS_PER_PAGE:
+                                self._insert(rows)
+                    case Unlistable():
+                        self._tells_nothing(part.store, item)
+                    case Mount():
+                        self._mounts.append((part, item))
+        except StoreUnusable as error:
+            self._tells_nothing(part.store, Unlistable(part.prefix, str(error)))
+        self._insert(rows)
+
+    def _find_missing_mounts(self, part: Part) -> None:
+        with self.engine.begin() as connection:
+            for prefix in changed_mounts(connection, part):
+                place = Part(store=part.store, prefix=prefix)
+                found, known = (sa.select(table.c.key).where(*_below(table, place)) for table in (listing, images))
+                if not connection.execute(found.limit(1)).first() and connection.execute(known.limit(1)).first():
+                    reason = "the disk that was there is not mounted (--exclude forgets what was on it)"
+                    self._tells_nothing(part.store, Unlistable(prefix, reason))
+
+    def _tells_nothing(self, store: ImageStore, part: Unlistable) -> None:
+        self.unlistable.append((store, part))
+        self._untold.add(part.prefix)
+
+    def _wanted(self, store: ImageStore, key: str) -> bool:
+        if self.globs.include or self.globs.exclude:
+            path = key.removeprefix(store.prefix)
+            if not self.globs.includes(path) or self.globs.excludes(path):
+                return False
+        try:
+            return is_photo(store, key)
+        except ImageError:
+            self._untold.add(key)
             return False
-        path = key.removeprefix(self.store.prefix)
-        return self.globs.excludes(path) or self.globs.includes(path)
 
-    def _wanted(self, key: str) -> bool:
-        if os.path.splitext(key)[1].lower() not in EXTENSIONS:
-            return False
-        if not self.globs.include and not self.globs.exclude:
-            return True
-        path = key.removeprefix(self.store.prefix)
-        return self.globs.includes(path) and not self.globs.excludes(path)
-
-    def _insert(self, rows: list[tuple[bytes, int, int]]) -> None:
+    def _insert(self, rows: list[tuple[bytes, bytes, int, int]]) -> None:
         if rows:
             with self.engine.begin() as connection:
                 # Past SQLAlchemy, whose handling of parameters would take longer than listing the files does.
-                connection.exec_driver_sql("INSERT INTO listing (key, size_bytes, mtime_ns) VALUES (?, ?, ?)", rows)
-            self.scanned += len(rows)
+                # A folder that is being changed may list a name twice.
+                connection.exec_driver_sql("INSERT OR REPLACE INTO listing VALUES (?, ?, ?, ?)", rows)
             rows.clear()
+
+    # -- what is gone ------------------------------------------------------------------------------------------
+
+    def _is_gone(self, part: Part, key: str) -> bool:
+        """Of a photo in `part` that was not listed: whether it is not there, or shall not be in the index."""
+        path = key.removeprefix(part.store.prefix)
+        if self.globs.excludes(path):
+            return True
+        return self.globs.includes(path) and not self._is_untold(key)
+
+    def _is_gone_anywhere(self, store: str, key: str) -> bool:
+        for part in self.parts:
+            if part.store.name == store and key.startswith(part.prefix):
+                return self._is_gone(part, key)
+        # Outside of what this run looks at, its file system must be there to tell that it is not on it.
+        with self.engine.begin() as connection:
+            device = recorded_device(connection, store, key)
+        return device is not None and not is_there(store, key) and device_of(store, key) == device
+
+    def _is_untold(self, key: str) -> bool:
+        if not self._untold:
+            return False
+        ends = (position + 1 for position, character in enumerate(key) if character == os.sep)
+        return key in self._untold or any(key[:end] in self._untold for end in ends)
+
+    # -- SQL ---------------------------------------------------------------------------------------------------
 
     def _count(self, condition: sa.ColumnElement[bool]) -> int:
         query = sa.select(sa.func.count()).select_from(listing).where(sa.exists().where(condition))
@@ -178,29 +237,27 @@ class Crawl:
         with self.engine.begin() as connection:
             return connection.execute(query).all()
 
-    def _pages(self, query: sa.Select[Any]) -> Iterator[Sequence[Any]]:
-        """The rows of `query` by key, in pages: no cursor stays open while the writer commits."""
-        last = b""
+    def _pages(self, query: sa.Select[Any], table: sa.Table) -> Iterator[Sequence[Any]]:
+        """The rows of `query` by store and key of `table`, in pages: no cursor stays open while the writer commits."""
+        name = sa.tuple_(*(sa.type_coerce(column, sa.LargeBinary) for column in (table.c.store, table.c.key)))
+        last = (b"", b"")
         while True:
-            after = sa.type_coerce(listing.c.key, sa.LargeBinary) > last
-            page = self._rows(query.where(after).order_by(listing.c.key).limit(ROWS_PER_INSERT))
+            page = self._rows(query.where(name > last).order_by(table.c.store, table.c.key).limit(ROWS_PER_PAGE))
             if not page:
                 return
-            last = encode_key(page[-1].key)
+            last = (encode_key(page[-1].store), encode_key(page[-1].key))
             yield page
 
 
-def _same_as(table: sa.Table, store: str) -> tuple[sa.ColumnElement[bool], ...]:
+def _same_as(table: sa.Table) -> tuple[sa.ColumnElement[bool], ...]:
     """The row of `table` for a listed file, unchanged by size and time."""
-    return (
-        table.c.store == store,
-        table.c.key == listing.c.key,
-        table.c.size_bytes == listing.c.size_bytes,
-        table.c.mtime_ns == listing.c.mtime_ns,
-    )
+    columns = ("store", "key", "size_bytes", "mtime_ns")
+    return tuple(table.c[column] == listing.c[column] for column in columns)
 
 
-def _matches(path: str, patterns: tuple[str, ...]) -> bool:
-    lowered = path.lower()
-    names = (os.path.basename(lowered), lowered, f"/{lowered}")
-    return any(fnmatch.fnmatchcase(name, pattern.lower()) for name in names for pattern in patterns)
+def _is_listed(table: sa.Table) -> sa.ColumnElement[bool]:
+    return sa.exists().where(listing.c.store == table.c.store, listing.c.key == table.c.key)
+
+
+def _below(table: sa.Table, part: Part) -> tuple[sa.ColumnElement[bool], ...]:
+    return table.c.store == part.store.name, starts_with(table.c.key, part.prefix)

@@ -1,6 +1,5 @@
 """The stage between crawl and encoder: threads read, hash and decode files ahead of the encoder.
 
-Pillow decodes without the interpreter's lock, so threads use all cores and crops need not be copied between processes.
 A content that the index has is never decoded again.
 """
 
@@ -11,15 +10,16 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from indexer.crawl import Change
 from searchengine.decode import DecodeLimits, Photo, decode_bytes, inspect_bytes
 from searchengine.errors import ImageError
 from searchengine.index.schema import open_read_only
+from searchengine.isolation import IsolatedDecoder
 from searchengine.metadata import PhotoMetadata
-from searchengine.stores import ImageStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,41 +80,87 @@ class KnownContent:
         self._connection.close()
 
 
-class PhotoReader:
-    """Reads files in order, at most `ahead` of them under way, with `workers` threads."""
+class Decoder(Protocol):
+    """What the threads decode with, one of them at a time. Both raise ImageError."""
 
-    def __init__(self, *, known: KnownContent, image_size: int, limits: DecodeLimits, workers: int, ahead: int) -> None:
+    def decode_bytes(self, data: bytes, *, image_size: int) -> Photo: ...
+
+    def inspect_bytes(self, data: bytes) -> PhotoMetadata: ...
+
+    def close(self) -> None: ...
+
+
+class InProcessDecoder:
+    """Decodes in the thread that asks; neither time nor memory is limited."""
+
+    def __init__(self, *, limits: DecodeLimits) -> None:
+        self._limits = limits
+
+    def decode_bytes(self, data: bytes, *, image_size: int) -> Photo:
+        return decode_bytes(data, image_size=image_size, limits=self._limits)
+
+    def inspect_bytes(self, data: bytes) -> PhotoMetadata:
+        return inspect_bytes(data, limits=self._limits)
+
+    def close(self) -> None:
+        pass
+
+
+class PhotoReader:
+    """Reads files in order, at most `ahead` of them under way, with `workers` threads.
+
+    `isolated`: each thread has photos decoded in a process of its own (searchengine/isolation.py).
+    """
+
+    def __init__(
+        self, *, known: KnownContent, image_size: int, limits: DecodeLimits, workers: int, ahead: int, isolated: bool
+    ) -> None:
         self._known = known
         self._image_size = image_size
         self._limits = limits
         self._workers = workers
         self._ahead = ahead
+        self._isolated = isolated
 
-    def read_all(self, store: ImageStore, changes: Iterable[Change]) -> Generator[Outcome, None, None]:
-        """One outcome for each change, in their order. Closing the generator waits for the threads."""
+    def read_all(self, changes: Iterable[Change]) -> Generator[Outcome, None, None]:
+        """One outcome for each change, in their order. Raises SearchEngineError where no process can be started.
+
+        Closing the generator ends the processes at once, with what they are doing, and waits for the threads.
+        """
+        kind = IsolatedDecoder if self._isolated else InProcessDecoder
+        decoders: list[Decoder] = [kind(limits=self._limits) for _ in range(self._workers)]
+        # The one put back last is the next to be taken: where one is enough, the others never start.
+        idle = decoders.copy()
         with ThreadPoolExecutor(self._workers, thread_name_prefix="decode") as pool:
             under_way: deque[Future[Outcome]] = deque()
             try:
                 for change in changes:
-                    under_way.append(pool.submit(self._read, store, change))
+                    under_way.append(pool.submit(self._read, change, idle))
                     if len(under_way) >= self._ahead:
                         yield under_way.popleft().result()
                 while under_way:
                     yield under_way.popleft().result()
             finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+                pool.shutdown(wait=False, cancel_futures=True)
+                for decoder in decoders:
+                    decoder.close()
 
-    def _read(self, store: ImageStore, change: Change) -> Outcome:
+    def _read(self, change: Change, idle: list[Decoder]) -> Outcome:
         try:
-            data = store.read(change.listed.key, max_bytes=self._limits.max_file_bytes)
+            # What was listed may be another file by now: what is recorded of a photo is of the moment of its content.
+            listed, data = change.store.read(change.listed.key, max_bytes=self._limits.max_file_bytes)
         except ImageError as error:
             return Failed(change=change, reason=str(error), damaged=False)
+        change = replace(change, listed=listed)
         content_hash = hashlib.sha256(data).digest()
+        decoder = idle.pop()
         try:
             if content_hash in self._known:
-                metadata = inspect_bytes(data, limits=self._limits)
+                metadata = decoder.inspect_bytes(data)
                 return Known(change=change, content_hash=content_hash, metadata=metadata)
-            photo = decode_bytes(data, image_size=self._image_size, limits=self._limits)
+            photo = decoder.decode_bytes(data, image_size=self._image_size)
         except ImageError as error:
             return Failed(change=change, reason=str(error), damaged=True)
+        finally:
+            idle.append(decoder)
         return Decoded(change=change, content_hash=content_hash, photo=photo)

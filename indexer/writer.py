@@ -7,44 +7,21 @@ fails, the index is what the last transaction said; a segment that no row names 
 
 from __future__ import annotations
 
-import hashlib
 import os
-import socket
-import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import faiss
-import filelock
 import numpy as np
 import sqlalchemy as sa
 
-from searchengine.errors import IndexFormatError, IndexLocked, IndexUnusable, ModelMismatch
-from searchengine.index.layout import (
-    RESTORE,
-    IndexIdentity,
-    IndexPaths,
-    index_folder,
-    publish,
-    read_identity,
-    write_identity,
-)
-from searchengine.index.reader import Index
-from searchengine.index.schema import (
-    connect_for_reading,
-    connect_for_writing,
-    failures,
-    images,
-    migrate,
-    runs,
-    schema_version,
-    segments,
-    vectors,
-)
+from indexer.lock import LockedIndex
+from indexer.segments import delete_orphans, next_id, segment_file, write_segment
+from searchengine.errors import IndexFormatError, ModelMismatch
+from searchengine.index.layout import RESTORE, IndexIdentity, make_folder, read_identity, write_identity
+from searchengine.index.schema import failures, images, migrate, runs, schema_version, segments, vectors
+from searchengine.index.segments import check_segment_size
 from searchengine.metadata import PhotoMetadata
 from searchengine.stores import StoredPhoto
 from searchengine.text import printable
@@ -90,79 +67,61 @@ class Batch:
         return len(self.photos) + len(self.failures) + len(self.removed) + len(self.recovered)
 
 
-class IndexWriter:
-    """Open for writing, as a context manager. Makes the index if there is none.
+class IndexWriter(LockedIndex):
+    """Open for writing, as a context manager. Makes the index if there is none, deletes what a killed process left.
 
     Raises IndexLocked while another process writes, ModelMismatch where the index belongs to another encoder.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, encoder: Encoder) -> None:
-        self.folder = index_folder(folder)
-        self._paths = IndexPaths(self.folder)
+        super().__init__(folder)
         self._identity = IndexIdentity(
             encoder=encoder.name, fingerprint=encoder.fingerprint, dim=encoder.dim, precision=encoder.precision
         )
         self._batch = Batch()
-        self.engine = connect_for_writing(self._paths.database)
 
     def __enter__(self) -> IndexWriter:
-        with self._disk_errors():
-            self._paths.segments.mkdir(parents=True, exist_ok=True)
-            self._lock = filelock.FileLock(self._paths.lock)
-            try:
-                self._lock.acquire(blocking=False)
-            except filelock.Timeout:
-                raise IndexLocked(
-                    f"another process is writing the index at {printable(str(self.folder))}{self._holder()}; "
-                    "wait for it, or end it"
-                ) from None
+        with self.disk_errors():
+            make_folder(self.paths.segments)
+        super().__enter__()
         try:
-            with self._disk_errors():
+            with self.disk_errors():
                 self._prepare()
         except BaseException:
-            self._close()
+            self.release()
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self._close()
-        if isinstance(error, sa.exc.DBAPIError | sqlite3.Error):
-            raise self._unusable(error) from error
-
-    def _close(self) -> None:
-        self.engine.dispose()
-        self._lock.release()
-
     def _prepare(self) -> None:
-        is_new = not self._paths.identity.exists()
+        is_new = not self.paths.identity.exists()
         if not is_new:
             check_same_encoder(read_identity(self.folder), self._identity, folder=self.folder)
             if not self._has_tables():
                 raise IndexFormatError(
                     f"the index at {printable(str(self.folder))} has lost its metadata.sqlite; {RESTORE}"
                 )
-        migrate(self.engine, self._paths.database)
+        migrate(self.engine, self.paths.database)
         if not is_new:
-            with Index(self.folder) as index:
-                index.snapshot()  # raises for a segment that is missing or damaged: nothing is built on a broken index
+            with self.engine.begin() as connection:
+                named = connection.execute(sa.select(segments.c.file, segments.c.count)).all()
+            for file, count in named:  # nothing is built on a broken index
+                check_segment_size(self.paths.segment(file), count=count, dim=self._identity.dim)
         # The tables come first: a folder with index.json is always a whole index. Tables that never held a vector are
         # what a process leaves that was killed between the two.
         if is_new:
             with self.engine.begin() as connection:
-                was_used = _next_id(connection, "vectors") > 1
+                was_used = next_id(connection, "vectors") > 1
             if was_used:
                 raise IndexFormatError(f"the index at {printable(str(self.folder))} has lost its index.json; {RESTORE}")
             write_identity(self.folder, self._identity)
-        process = f"process {os.getpid()} on {socket.gethostname()}"
-        with self.engine.begin() as connection:
-            result = connection.execute(sa.insert(runs).values(started_at=_now(), process=process))
-            self._run_id = result.inserted_primary_key[0]  # type: ignore[index]
+        delete_orphans(self.engine, self.paths)
+        self.begin_run()
 
     def _has_tables(self) -> bool:
-        if not self._paths.database.exists():
+        if not self.paths.database.exists():
             return False
         with self.engine.begin() as connection:
-            return schema_version(connection, self._paths.database) > 0
+            return schema_version(connection, self.paths.database) > 0
 
     # -- what the next commit will hold ------------------------------------------------------------------------
 
@@ -193,72 +152,33 @@ class IndexWriter:
         return len(self._batch)
 
     def commit(self, *, report: dict[str, Any], finished: bool = False) -> None:
-        """Make the queued batch durable and visible, whole or not at all."""
+        """Make the queued batch durable and visible, whole or not at all. Without one, only `finished` is recorded."""
         batch = self._batch
-        with self._disk_errors():
-            matrix = np.concatenate(batch.vectors) if batch.vectors else None
-            with self.engine.begin() as connection:
-                if matrix is not None:
-                    self._add_segment(connection, batch.hashes, matrix)
-                _record_photos(connection, batch)
-                values = {"report": report} | ({"finished_at": _now()} if finished else {})
-                connection.execute(sa.update(runs).where(runs.c.id == self._run_id).values(values))
+        if not (batch.hashes or len(batch) or finished):
+            return
+        with self.disk_errors(), self.engine.begin() as connection:
+            if batch.hashes:
+                self._add_segment(connection, batch)
+            _record_photos(connection, batch)
+            connection.execute(sa.update(runs).where(runs.c.id == self.run_id).values(report=report))
+            if finished:
+                self.end_run(connection)
         self._batch = Batch()
 
-    def _add_segment(self, connection: sa.Connection, hashes: Sequence[bytes], matrix: FloatMatrix) -> None:
-        first_id = _next_id(connection, "vectors")
-        number = _next_id(connection, "segments")
-        ids = np.arange(first_id, first_id + len(matrix), dtype=np.int64)
-        file = f"{number:08d}.faiss"
-        sha256 = self._write_segment(file, ids, matrix)
-        connection.execute(sa.insert(segments).values(id=number, file=file, count=len(ids), sha256=sha256))
+    def _add_segment(self, connection: sa.Connection, batch: Batch) -> None:
+        first_id, number = next_id(connection, "vectors"), next_id(connection, "segments")
+        ids = np.arange(first_id, first_id + len(batch.hashes), dtype=np.int64)
+        bounds = np.cumsum([len(matrix) for matrix in batch.vectors])[:-1]
+        pieces = zip(np.split(ids, bounds), batch.vectors, strict=True)
+        file = segment_file(number)
+        count, sha256 = write_segment(self.paths.segment(file), pieces, dim=self._identity.dim)
+        connection.execute(sa.insert(segments).values(id=number, file=file, count=count, sha256=sha256))
         connection.execute(
             sa.insert(vectors),
             [
                 {"id": int(vector_id), "content_hash": content_hash, "segment_id": number}
-                for vector_id, content_hash in zip(ids, hashes, strict=True)
+                for vector_id, content_hash in zip(ids, batch.hashes, strict=True)
             ],
-        )
-
-    def _write_segment(self, file: str, ids: np.ndarray[Any, Any], matrix: FloatMatrix) -> str:
-        index = faiss.IndexIDMap2(faiss.IndexFlatIP(self._identity.dim))
-        index.add_with_ids(matrix, ids)
-        final = self._paths.segment(file)
-        temporary = final.with_name(final.name + ".tmp")
-        faiss.write_index(index, str(temporary))
-        with open(temporary, "rb") as stream:
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-        publish(temporary, final)
-        return sha256
-
-    def _holder(self) -> str:
-        """Who writes: the newest unfinished run, as far as it can be read."""
-        try:
-            with connect_for_reading(self._paths.database).connect() as connection:
-                query = sa.select(runs.c.process, runs.c.started_at).where(runs.c.finished_at.is_(None))
-                row = connection.execute(query.order_by(runs.c.id.desc()).limit(1)).one_or_none()
-        except sa.exc.DBAPIError:
-            return ""
-        return f" ({row[0]}, since {row[1]})" if row else ""
-
-    @contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        """A full or read-only disk stops the run with the last commit intact."""
-        try:
-            yield
-        except (OSError, sa.exc.DBAPIError, RuntimeError) as error:  # RuntimeError is how FAISS reports a failed write
-            raise self._unusable(error) from error
-
-    def _unusable(self, error: Exception) -> IndexUnusable:
-        shown = printable(str(self.folder))
-        cause = error.orig if isinstance(error, sa.exc.DBAPIError) else error
-        # SQLite tells damage by the bare class, and what can pass (a full disk, a lock) by a class below it.
-        if type(cause) is sqlite3.DatabaseError:
-            return IndexFormatError(f"the tables of the index at {shown} are damaged ({cause}); {RESTORE}")
-        reason = getattr(cause, "strerror", None) or str(cause).partition("\n")[0][:200] or type(cause).__name__
-        return IndexUnusable(
-            f"the index at {shown} cannot be written: {reason}; free space or fix permissions, then run again "
-            "(everything committed so far is safe)"
         )
 
 
@@ -322,13 +242,3 @@ def _record_photos(connection: sa.Connection, batch: Batch) -> None:
         size_bytes = failure.listed.size_bytes if failure.damaged else NO_SIZE
         facts = {"size_bytes": size_bytes, "mtime_ns": failure.listed.mtime_ns, "reason": failure.reason}
         connection.execute(sa.insert(failures).values(name | facts))
-
-
-def _next_id(connection: sa.Connection, table: str) -> int:
-    """One past the highest id that `table` ever had: ids of dropped rows are not given out again."""
-    query = sa.text("SELECT seq FROM sqlite_sequence WHERE name = :table")
-    return int(connection.execute(query, {"table": table}).scalar() or 0) + 1
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from indexer.prototypes import SHRINKAGE, class_texts
-from searchengine.decode import EXTENSIONS, decode_file
+from searchengine.decode import decode_file
+from searchengine.formats import EXTENSIONS
 from searchengine.models.mini import parts
 from searchengine.models.mini.efficientnet import EfficientNetLite2
 from searchengine.models.mini.heads import POOLED, MiniHeads, likeliest, unit

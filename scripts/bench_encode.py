@@ -31,7 +31,8 @@ import torch
 from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
-from searchengine.decode import EXTENSIONS, decode_file
+from searchengine.decode import decode_file
+from searchengine.formats import EXTENSIONS
 from searchengine.models.clip.encoder import ClipEncoder
 from searchengine.models.clip.tokenizer import ClipTokenizer
 

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 
-from searchengine.decode import EXTENSIONS, decode_file
+from searchengine.decode import decode_file
+from searchengine.formats import EXTENSIONS
 from searchengine.models.mini import parts
 from searchengine.models.mini.efficientnet import EfficientNetLite2
 from searchengine.models.mini.encoder import MiniEncoder

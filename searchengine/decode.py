@@ -6,51 +6,68 @@ The choices, each tested in tests/test_decode.py:
 - EXIF orientation is applied; an unreadable EXIF block is ignored, the photo is not;
 - transparency is laid over white, the page most pictures with holes were drawn for;
 - 16-bit and floating-point greys are scaled to 8 bits over their range, CMYK is converted by Pillow;
-- of an animation or a multi-page file the first frame counts;
+- of an animation or a file of many pages or sizes one frame is decoded, the first (of an icon, the largest), and the
+  others are never looked at: a thousand frames cost what one does, so frames need no limit;
 - large JPEGs are decoded at a reduced scale, never below twice the crop (Pillow's ``draft``), which costs a
   fifth of the time at a mean difference of 0.2 grey levels.
+
+What a decoder does to the process it runs in (crash, hang, eat memory) is contained in `isolation.py`.
 """
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+import re
+import struct
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from searchengine.errors import ImageError
-from searchengine.metadata import PhotoMetadata, read_metadata
+from searchengine.formats import EXTENSIONS_BY_FORMAT, looks_like_photo, register_heif
+from searchengine.metadata import PhotoMetadata, read_metadata, read_orientation
 from searchengine.stores.local import read_local
 
 T = TypeVar("T")
 
-# Decoders that run other programs or read vector graphics (EPS, WMF, PDF) are left out on purpose.
-EXTENSIONS_BY_FORMAT = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-    "PNG": (".png", ".apng"),
-    "WEBP": (".webp",),
-    "GIF": (".gif",),
-    "BMP": (".bmp", ".dib"),
-    "TIFF": (".tif", ".tiff"),
-    "AVIF": (".avif", ".avifs"),
-    "HEIF": (".heic", ".heif", ".hif"),
-    "JPEG2000": (".jp2", ".j2k", ".jpx", ".jpf"),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
-    "TGA": (".tga",),
-    "ICO": (".ico",),
-    "QOI": (".qoi",),
-    "PSD": (".psd",),
-}
-EXTENSIONS = frozenset(extension for group in EXTENSIONS_BY_FORMAT.values() for extension in group)
-
 # Pillow refuses larger pictures by itself; a setting may lower the limit, not raise it.
 PILLOW_MAX_PIXELS = 178_956_970
+
+OUT_OF_MEMORY = "needs more memory to decode than there is"
+UNDECODABLE = "damaged: its data cannot be decoded"
+NONSENSE = "damaged: its data makes no sense"
+# What Pillow says, and what that means to people. What is not here and reads like words is passed on.
+REASONS = (
+    (r"out of memory|insufficient memory|memory alloc|bad_alloc", OUT_OF_MEMORY),
+    (
+        r"truncated|not enough|too short|eof|end of file|not processed|only got|unpack|incomplete|large enough",
+        "damaged: the file is truncated",
+    ),
+    (
+        r"broken data|decoder|overrun|unrecognized data|cannot load|next frame|codec|seek to|to decode|decompressi",
+        UNDECODABLE,
+    ),
+    (r"MAX_TEXT", "it holds more text than a picture has any use for"),
+    (r"\bint\(\)|token|seek value|byte must|maxval", NONSENSE),
+    (r"tile cannot extend", "damaged: a part of the picture lies outside of it"),
+)
+
+STRIP_PIXELS = 2**20
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # Beyond this ratio of sides, resizing the short side first would make the long one enormous.
 MAX_ASPECT_BEFORE_CROP = 8
@@ -58,8 +75,12 @@ MAX_ASPECT_BEFORE_CROP = 8
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeLimits:
+    """What one photo may take. `max_seconds` and `max_memory_bytes` are held where decoding is isolated: see there."""
+
     max_pixels: int = PILLOW_MAX_PIXELS
     max_file_bytes: int = 256 * 2**20
+    max_seconds: float = 60
+    max_memory_bytes: int = 2 * 2**30
 
 
 DEFAULT_LIMITS = DecodeLimits()
@@ -86,7 +107,7 @@ def decode_bytes(data: bytes, *, image_size: int, limits: DecodeLimits = DEFAULT
     image = open_image(data, limits=limits)
     size = image.size  # of the whole picture: loading may reduce it
     _guarded(lambda: _load_reduced(image, side_px=2 * image_size))
-    metadata = read_metadata(image, size=size)
+    metadata = _guarded(lambda: read_metadata(image, size=size))
     pixels = _guarded(lambda: crop_pixels(image, image_size=image_size))
     return Photo(pixels=pixels, metadata=metadata)
 
@@ -97,7 +118,7 @@ def inspect_bytes(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> Phot
     Raises ImageError.
     """
     image = open_image(data, limits=limits)
-    return read_metadata(image, size=image.size)
+    return _guarded(lambda: read_metadata(image, size=image.size))
 
 
 def thumbnail(data: bytes, *, max_side_px: int, limits: DecodeLimits = DEFAULT_LIMITS) -> Image.Image:
@@ -117,8 +138,13 @@ def open_image(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> Image.I
     """Parse the header only; pixels are decoded later, within the limits. Raises ImageError."""
     if not data:
         raise ImageError("the file is empty")
-    _register_heif()
-    image = _guarded(lambda: Image.open(io.BytesIO(data), formats=tuple(EXTENSIONS_BY_FORMAT)))
+    register_heif()
+    try:
+        image = _guarded(lambda: Image.open(io.BytesIO(data), formats=tuple(EXTENSIONS_BY_FORMAT)))
+    except UnidentifiedImageError:
+        known = looks_like_photo(data[:32])
+        reason = "damaged: its header makes no sense" if known else "not a picture in a supported format"
+        raise ImageError(reason) from None
     width, height = image.size
     if width * height > limits.max_pixels:
         raise ImageError(f"{width} x {height} pixels is more than the limit of {limits.max_pixels:,} (max_pixels)")
@@ -158,30 +184,56 @@ def _load_reduced(image: Image.Image, *, side_px: int) -> None:
 def upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation; a damaged EXIF block leaves the picture as it is stored."""
     image.load()  # what is damaged here is the picture, and no reason to pass over
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # Pillow raises many kinds on damaged blocks
-        return image
+    turn = TURNS.get(read_orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB: alpha over white, deep greys scaled to 8 bits."""
     if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_to_8_bits(np.asarray(image)))
+        return _in_strips(image, _greys_to_rgb(*_range_of(image)))
     if image.has_transparency_data:  # an alpha channel, or one colour that is declared transparent
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        return _in_strips(image, _over_white)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _to_8_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    finite = np.nan_to_num(values.astype(np.float32), posinf=0, neginf=0)
-    low, high = min(float(finite.min()), 0.0), float(finite.max())
+def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """`convert` strip by strip, for what it needs by the way is several times the picture."""
+    whole = Image.new("RGB", image.size)
+    for top, strip in _strips(image):
+        whole.paste(convert(strip), (0, top))
+    return whole
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _range_of(image: Image.Image) -> tuple[float, float]:
+    """The values that become black and white."""
+    parts = [_finite(strip) for _, strip in _strips(image)]
+    low, high = min(0.0, *(float(part.min()) for part in parts)), max(float(part.max()) for part in parts)
     # Data that fits a usual depth keeps that depth's white; otherwise its own maximum is white.
-    white = next((white for white in (1.0, 255.0, 65535.0) if high <= white), high)
-    grey: NDArray[np.uint8] = np.clip((finite - low) * (255.0 / max(white - low, 1e-6)), 0, 255).astype(np.uint8)
-    return grey
+    return low, next((white for white in (1.0, 255.0, 65535.0) if high <= white), high)
+
+
+def _greys_to_rgb(low: float, white: float) -> Callable[[Image.Image], Image.Image]:
+    def convert(image: Image.Image) -> Image.Image:
+        greys = np.clip((_finite(image) - low) * (255.0 / max(white - low, 1e-6)), 0, 255).astype(np.uint8)
+        return Image.fromarray(greys).convert("RGB")
+
+    return convert
+
+
+def _finite(image: Image.Image) -> NDArray[np.float32]:
+    return np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0, neginf=0)
 
 
 def _centre(image: Image.Image, *, width: int, height: int) -> Image.Image:
@@ -191,23 +243,31 @@ def _centre(image: Image.Image, *, width: int, height: int) -> Image.Image:
 
 
 def _guarded(work: Callable[[], T]) -> T:
-    """Run a step of Pillow's; whatever it raises on hostile bytes becomes an ImageError."""
+    """Run a step of Pillow's; whatever it raises on hostile bytes becomes an ImageError.
+
+    Raises UnidentifiedImageError too, where a file is opened.
+    """
     try:
         return work()
     except UnidentifiedImageError:
-        raise ImageError("not a picture in a supported format") from None
+        raise
     except Image.DecompressionBombError as error:
-        raise ImageError(f"too many pixels: {error}") from None
+        pixels = int("".join(re.findall(r"\d+", str(error))[:1]) or 0)
+        raise ImageError(f"{pixels:,} pixels is more than the limit of {PILLOW_MAX_PIXELS:,} (max_pixels)") from None
     except MemoryError:
-        raise ImageError("needs more memory to decode than there is") from None
+        raise ImageError(OUT_OF_MEMORY) from None
     except Exception as error:
         # Pillow's plugins raise almost anything on damaged files (OSError, SyntaxError, struct.error, ...).
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"damaged or unsupported: {reason}") from None
+        raise ImageError(_reason(error)) from None
 
 
-@cache
-def _register_heif() -> None:
-    import pillow_heif
-
-    pillow_heif.register_heif_opener(thumbnails=False)
+def _reason(error: Exception) -> str:
+    """What a person makes something of: in plain words where Pillow's are for programmers."""
+    text = " ".join(str(error).split())
+    for pattern, reason in REASONS:
+        if re.search(pattern, text, re.IGNORECASE):
+            return reason
+    ours = (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, UnicodeError, struct.error)
+    if isinstance(error, ours) or not re.fullmatch(r"[A-Za-z][\w,;:/+-]*( [\w,;:/+-]+)+( \([\w ,]+\))?\.?", text):
+        return NONSENSE
+    return f"damaged or unsupported: {re.sub('^(unsupported|unimplemented|unknown) ', '', text, flags=re.IGNORECASE)}"

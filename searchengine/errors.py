@@ -6,7 +6,8 @@
     │   └── SettingError                       a setting with a wrong name, type or range
     ├── IndexUnusable                 exit 3
     │   ├── IndexNotFound                      no index at that path
-    │   ├── IndexFormatError                   damaged, or written by a newer version
+    │   ├── IndexFormatError                   damaged
+    │   │   └── IndexTooNew                    written by a newer version
     │   └── IndexLocked                        another process is writing
     ├── StoreUnusable                 exit 3   a photo store that cannot be listed or read
     ├── ModelUnusable                 exit 4
@@ -45,6 +46,10 @@ class IndexNotFound(IndexUnusable):
 
 
 class IndexFormatError(IndexUnusable):
+    pass
+
+
+class IndexTooNew(IndexFormatError):
     pass
 
 

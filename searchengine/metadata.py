@@ -27,11 +27,14 @@ class PhotoMetadata:
 
 
 def read_metadata(image: Image.Image, *, size: tuple[int, int]) -> PhotoMetadata:
-    """Read the EXIF block of an opened picture whose full size, as stored, is `size` (EXIF 2.32, CIPA DC-008)."""
+    """Read the EXIF block of an opened picture whose full size, as stored, is `size` (EXIF 2.32, CIPA DC-008).
+
+    Raises MemoryError.
+    """
     width, height = size
     block = _block(lambda: image.getexif())
     # Pillow turns TIFFs by itself, and tells their size as displayed.
-    if image.format != "TIFF" and _value(block, Base.Orientation) in SIDEWAYS:
+    if image.format != "TIFF" and read_orientation(image) in SIDEWAYS:
         width, height = height, width
     details = _block(lambda: block.get_ifd(IFD.Exif))
     place = _place(_block(lambda: block.get_ifd(IFD.GPSInfo)))
@@ -45,13 +48,21 @@ def read_metadata(image: Image.Image, *, size: tuple[int, int]) -> PhotoMetadata
     )
 
 
+def read_orientation(image: Image.Image) -> int:
+    """1 to 8 (EXIF 2.32, 4.6.4 A); 1, as it is stored, where EXIF does not tell."""
+    orientation = _value(_block(lambda: image.getexif()), Base.Orientation)
+    return int(orientation) if orientation in range(1, 9) else 1
+
+
 # Pillow parses blocks and values when they are asked for, and raises many kinds of error on damaged ones. Each is
-# asked for alone, so that a broken one does not take the others along.
+# asked for alone, so that a broken one does not take the others along. Want of memory is no damage.
 
 
 def _block(read: Callable[[], Any]) -> Any:
     try:
         return read()
+    except MemoryError:
+        raise
     except Exception:
         return {}
 
@@ -59,6 +70,8 @@ def _block(read: Callable[[], Any]) -> Any:
 def _value(block: Any, tag: int) -> Any:
     try:
         return block.get(tag)
+    except MemoryError:
+        raise
     except Exception:
         return None
 

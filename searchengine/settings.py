@@ -26,6 +26,8 @@ BOUNDS = {
     "batch_size": (1, 65536),
     "max_pixels": (1, 178_956_970),
     "max_file_bytes": (1, 2**40),
+    "max_decode_seconds": (1, 86_400),
+    "max_decode_memory_bytes": (64 * 2**20, 2**40),
 }
 SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 # What a text must match, and that in words.
@@ -51,6 +53,8 @@ class Settings:
     batch_size: int
     max_pixels: int
     max_file_bytes: int
+    max_decode_seconds: int
+    max_decode_memory_bytes: int
     origins: Mapping[str, str] = field(default_factory=dict)
 
     @property

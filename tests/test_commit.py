@@ -23,11 +23,14 @@ from fakes import FakeEncoder
 from test_crawl import all_rows, assert_like_new, checked, state
 from test_reader import add, can_mount, random_rows
 
+from indexer.lock import LockedIndex
 from indexer.pipeline import build
+from indexer.segments import delete_orphans
 from indexer.writer import IndexWriter
 from searchengine.errors import IndexFormatError, IndexLocked, IndexUnusable, ModelMismatch
-from searchengine.index.layout import publish
+from searchengine.index.layout import IndexPaths, publish
 from searchengine.index.reader import Index
+from searchengine.index.schema import connect_for_writing
 
 ROOT = Path(__file__).parent.parent
 Paint = Callable[..., Path]
@@ -51,7 +54,7 @@ import os, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from fakes import FakeEncoder
 import faiss
-import indexer.pipeline, indexer.writer
+import indexer.pipeline, indexer.segments, indexer.writer
 import searchengine.index.layout as layout
 import searchengine.index.schema as schema
 
@@ -75,7 +78,7 @@ owner, name = {{
     "migrate": (indexer.writer, "migrate"),
     "write_identity": (indexer.writer, "write_identity"),
     "write_segment": (faiss, "write_index"),
-    "publish": (indexer.writer, "publish"),
+    "publish": (indexer.segments, "publish"),
     "replace": (os, "replace"),
     "record": (indexer.writer, "_record_photos"),
     "commit": (indexer.writer.IndexWriter, "commit"),
@@ -84,7 +87,7 @@ owner, name = {{
 setattr(owner, name, fatal(getattr(owner, name)))
 print("ready", flush=True)
 index, photos = sys.argv[1] + "/index", sys.argv[1] + "/photos"
-indexer.pipeline.build(index, [photos], encoder=FakeEncoder(), batch_size=4, workers=2)
+indexer.pipeline.build(index, [photos], encoder=FakeEncoder(), batch_size=4, workers=2, isolated=False)
 """
 
 
@@ -128,7 +131,7 @@ def test_killed_at_any_step_of_a_commit_the_next_run_goes_on(quick: Path, step: 
     assert process.returncode == -signal.SIGKILL, complaint
     done = is_sound(quick / "index") if (quick / "index" / "index.json").exists() else 0
     encoder = FakeEncoder()
-    report = checked(build(quick / "index", [quick / "photos"], encoder=encoder, batch_size=4))
+    report = checked(build(quick / "index", [quick / "photos"], encoder=encoder, batch_size=4, isolated=False))
     assert report.unchanged == done
     assert_like_new(quick)
 
@@ -146,27 +149,133 @@ def test_killed_at_any_moment_nothing_committed_is_lost(quick: Path) -> None:
             now = is_sound(quick / "index")
             assert now >= known, attempt
             known = now
-    checked(build(quick / "index", [quick / "photos"], encoder=FakeEncoder()))
+    checked(build(quick / "index", [quick / "photos"], encoder=FakeEncoder(), isolated=False))
     assert_like_new(quick)
 
 
 def test_a_segment_that_no_row_names_is_harmless(quick: Path) -> None:
-    build(quick / "index", [quick / "photos"], encoder=FakeEncoder())
+    build(quick / "index", [quick / "photos"], encoder=FakeEncoder(), isolated=False)
     segments = quick / "index" / "segments"
     (segments / "00000002.faiss").write_bytes(b"garbage of a killed run")
     (segments / "00000003.faiss.tmp").write_bytes(b"more")
     painted(77).save(quick / "photos" / "new.png")
-    assert build(quick / "index", [quick / "photos"], encoder=FakeEncoder()).added == 1
+    assert build(quick / "index", [quick / "photos"], encoder=FakeEncoder(), isolated=False).added == 1
     is_sound(quick / "index")
     assert_like_new(quick)
+
+
+def test_what_a_killed_writer_left_is_deleted_by_the_next(quick: Path) -> None:
+    build(quick / "index", [quick / "photos"], encoder=FakeEncoder(), isolated=False)
+    segments = quick / "index" / "segments"
+    garbage = [segments / "00000007.faiss", segments / "00000008.faiss.tmp", quick / "index" / "index.json.tmp"]
+    others = [segments / "notes.txt", quick / "index" / "my.tmp"]
+    for file in (*garbage, *others):
+        file.write_bytes(b"x")
+    with Index(quick / "index"):
+        pass
+    assert all(file.exists() for file in garbage), "a reader deletes nothing"
+    with IndexWriter(quick / "index", encoder=FakeEncoder()):
+        assert not any(file.exists() for file in garbage)
+    assert all(file.exists() for file in others), "what this program does not make is the user's"
+    is_sound(quick / "index")
+
+
+def test_segments_that_damaged_tables_have_lost_are_not_deleted(quick: Path) -> None:
+    """Garbage is only what whole tables do not name."""
+    folder = quick / "index"
+    build(folder, [quick / "photos"], encoder=FakeEncoder(), isolated=False)
+    paths = IndexPaths(folder)
+    (paths.segments / "00000009.faiss").write_bytes(b"x")
+    with sqlite3.connect(paths.database) as connection:
+        root = connection.execute(
+            "SELECT rootpage FROM sqlite_schema WHERE name LIKE 'sqlite_auto%segments%'"
+        ).fetchone()
+    connection.close()
+    content = bytearray(paths.database.read_bytes())
+    place = content.index(b"00000001.faiss", 4096 * (root[0] - 1), 4096 * root[0])
+    content[place] ^= 1
+    paths.database.write_bytes(content)
+    engine = connect_for_writing(paths.database)
+    delete_orphans(engine, paths)
+    engine.dispose()
+    assert len(list(paths.segments.iterdir())) == 2
+
+
+def test_a_commit_reaches_the_disk_in_this_order(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The segment's content, its name, its folder; only then the transaction that names it."""
+    calls: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def recorded_fsync(descriptor: int) -> None:
+        calls.append(f"fsync {os.path.relpath(os.readlink(f'/proc/self/fd/{descriptor}'), quick)}")
+        fsync(descriptor)
+
+    def recorded_replace(source: Any, target: Any) -> None:
+        calls.append(f"rename {os.path.relpath(source, quick)} {os.path.relpath(target, quick)}")
+        replace(source, target)
+
+    monkeypatch.setattr("os.fsync", recorded_fsync)
+    monkeypatch.setattr("os.replace", recorded_replace)
+    with IndexWriter(quick / "index", encoder=FakeEncoder()) as writer:
+        made, calls[:] = calls.copy(), []
+        driver: Any = writer.engine.raw_connection().driver_connection
+        driver.set_trace_callback(lambda statement: calls.append(statement.partition(" ")[0]))
+        add(writer, random_rows(2, 16))
+        driver.set_trace_callback(None)
+        assert driver.execute("PRAGMA synchronous").fetchone() == (2,)  # SQLite syncs its log before COMMIT returns
+        assert driver.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert made[:2] == ["fsync .", "fsync index"], "the folders that were made have their names on disk"
+    kept = [call for call in calls if call.split()[0] in {"fsync", "rename", "BEGIN", "COMMIT", "INSERT"}]
+    segment = "index/segments/00000001.faiss"
+    first = ["BEGIN", f"fsync {segment}.tmp", f"rename {segment}.tmp {segment}", "fsync index/segments", "INSERT"]
+    assert kept[:5] == first
+    assert kept[-1] == "COMMIT"
+    assert kept.count("COMMIT") == 1
+
+
+def test_a_commit_of_nothing_does_nothing_and_one_of_5000_removals_is_fast(quick: Path) -> None:
+    with IndexWriter(quick / "index", encoder=FakeEncoder()) as writer:
+        add(writer, random_rows(1, 16))
+        with writer.engine.begin() as connection:
+            more = "INSERT INTO images (store, key, size_bytes, mtime_ns, width, height, vector_id) "
+            names = [(b"/photos/more/%d" % number,) for number in range(4999)]
+            connection.exec_driver_sql(more + "VALUES (x'6c6f63616c', ?, 1, 1, 1, 1, 1)", names)
+        with Index(quick / "index") as index:
+            assert index.count_images() == 5000
+            before = index.snapshot()
+            for _ in range(1000):
+                writer.commit(report={"added": 1})
+            assert index.snapshot() is before
+            writer.remove_photos(list(range(1, 5001)))
+            started = time.monotonic()
+            writer.commit(report={})
+            assert time.monotonic() - started < 1
+            assert index.count_images() == 0
 
 
 def test_a_second_writer_is_told_who_the_first_is(quick: Path) -> None:
     folder = quick / "index"
     with IndexWriter(folder, encoder=FakeEncoder()):
         with pytest.raises(IndexLocked, match=rf"process {os.getpid()} on .*, since 20.*; wait for it"):
-            build(folder, [quick / "photos"], encoder=FakeEncoder())
-    build(folder, [quick / "photos"], encoder=FakeEncoder())
+            build(folder, [quick / "photos"], encoder=FakeEncoder(), isolated=False)
+    build(folder, [quick / "photos"], encoder=FakeEncoder(), isolated=False)
+
+
+def test_a_dead_process_is_not_named_as_the_holder(quick: Path) -> None:
+    """A killed run, and then one that holds the lock but has not signed yet."""
+    folder = quick / "index"
+    with child(quick, "commit", 1, "before") as process:
+        process.communicate(timeout=60)
+    with LockedIndex(folder), pytest.raises(IndexLocked) as locked:
+        build(folder, [quick / "photos"], encoder=FakeEncoder(), isolated=False)
+    assert "another process is writing" in str(locked.value)
+    assert "process " not in str(locked.value).replace("another process", "")
+    # One on another machine may live.
+    with sqlite3.connect(folder / "metadata.sqlite") as connection:
+        connection.execute(f"UPDATE runs SET process = 'process {process.pid} on elsewhere'")
+    connection.close()
+    with LockedIndex(folder), pytest.raises(IndexLocked, match=f"process {process.pid} on elsewhere, since 20"):
+        build(folder, [quick / "photos"], encoder=FakeEncoder(), isolated=False)
 
 
 def test_two_processes_that_write_at_once_do_not_mix(quick: Path) -> None:
@@ -177,30 +286,30 @@ def test_two_processes_that_write_at_once_do_not_mix(quick: Path) -> None:
         outcomes.append(process.returncode)
         assert process.returncode == 0 or "IndexLocked" in complaint, complaint
     assert 0 in outcomes
-    checked(build(quick / "index", [quick / "photos"], encoder=FakeEncoder()))
+    checked(build(quick / "index", [quick / "photos"], encoder=FakeEncoder(), isolated=False))
     assert_like_new(quick)
 
 
 def test_the_lock_of_a_killed_writer_is_free(quick: Path) -> None:
     with child(quick, "commit", 1, "before") as process:
         process.communicate(timeout=60)
-    build(quick / "index", [quick / "photos"], encoder=FakeEncoder())
+    build(quick / "index", [quick / "photos"], encoder=FakeEncoder(), isolated=False)
 
 
 def test_an_index_belongs_to_its_encoder(quick: Path) -> None:
-    build(quick / "index", [quick / "photos"], encoder=FakeEncoder())
+    build(quick / "index", [quick / "photos"], encoder=FakeEncoder(), isolated=False)
     before = state(quick / "index")
     with pytest.raises(ModelMismatch, match="made by encoder fake .*not by other .*use --model fake"):
-        build(quick / "index", [quick / "photos"], encoder=FakeEncoder(name="other"))
+        build(quick / "index", [quick / "photos"], encoder=FakeEncoder(name="other"), isolated=False)
     changed = FakeEncoder()
     changed.fingerprint = "f" * 64
     with pytest.raises(ModelMismatch, match="its weights have changed since"):
-        build(quick / "index", [quick / "photos"], encoder=changed)
+        build(quick / "index", [quick / "photos"], encoder=changed, isolated=False)
     assert state(quick / "index") == before
 
 
 def test_a_newer_format_is_refused_before_anything_is_written(quick: Path) -> None:
-    build(quick / "index", [quick / "photos"], encoder=FakeEncoder())
+    build(quick / "index", [quick / "photos"], encoder=FakeEncoder(), isolated=False)
     card = quick / "index" / "index.json"
     card.write_text(card.read_text().replace('"format_version": 1', '"format_version": 2'))
     # As a newer program might have left it, with tables that only look older.
@@ -208,7 +317,7 @@ def test_a_newer_format_is_refused_before_anything_is_written(quick: Path) -> No
         connection.execute("PRAGMA user_version = 0")
     connection.close()
     with pytest.raises(IndexFormatError, match="has format 2, this program knows up to 1; upgrade"):
-        build(quick / "index", [quick / "photos"], encoder=FakeEncoder())
+        build(quick / "index", [quick / "photos"], encoder=FakeEncoder(), isolated=False)
 
 
 def test_an_encoder_that_breaks_the_contract_is_stopped(quick: Path) -> None:
@@ -224,31 +333,88 @@ def test_a_full_disk_ends_the_run_with_the_last_commit_intact(tmp_path: Path, pa
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=True)
     try:
         paint("photos/a.png", 1)
-        build(disk / "index", [tmp_path / "photos"], encoder=FakeEncoder())
+        build(disk / "index", [tmp_path / "photos"], encoder=FakeEncoder(), isolated=False)
         before = state(disk / "index")
         for number in range(2, 40):
             paint(f"photos/{number}.png", number)
         free = shutil.disk_usage(disk).free
         (disk / "ballast").write_bytes(b"x" * (free - 4096))
         with pytest.raises(IndexUnusable, match="cannot be written: .*free space"):
-            build(disk / "index", [tmp_path / "photos"], encoder=FakeEncoder(dim=16))
+            build(disk / "index", [tmp_path / "photos"], encoder=FakeEncoder(dim=16), isolated=False)
         assert state(disk / "index") == before
         (disk / "ballast").unlink()
-        assert build(disk / "index", [tmp_path / "photos"], encoder=FakeEncoder()).added == 38
+        assert build(disk / "index", [tmp_path / "photos"], encoder=FakeEncoder(), isolated=False).added == 38
         assert_like_new_on(disk, tmp_path)
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
 
 
+@pytest.mark.skipif(not can_mount(), reason="a small disk can be mounted only by root, where mounting is allowed")
+def test_however_little_room_is_left_the_last_commit_is_intact(tmp_path: Path, paint: Paint) -> None:
+    """From no page to what a run needs, so that the disk is full at each write of a commit in turn."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=True)
+    outcomes = []
+    try:
+        paint("photos/a.png", 1)
+        build(tmp_path / "index", [tmp_path / "photos"], encoder=FakeEncoder(), isolated=False)
+        before = state(tmp_path / "index")
+        for number in range(2, 12):
+            paint(f"photos/{number}.png", number)
+        for pages in range(0, 40, 3):
+            shutil.copytree(tmp_path / "index", disk / "index")
+            (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free - 4096 * pages))
+            try:
+                outcomes.append(
+                    build(disk / "index", [tmp_path / "photos"], encoder=FakeEncoder(), isolated=False).added
+                )
+            except IndexUnusable as error:
+                outcomes.append(0)
+                assert "cannot be written" in str(error)
+                assert "/project/" not in str(error), "FAISS names its source files"
+            (disk / "ballast").unlink()
+            if not outcomes[-1]:
+                assert state(disk / "index") == before
+                assert build(disk / "index", [tmp_path / "photos"], encoder=FakeEncoder(), isolated=False).added == 10
+            assert_like_new_on(disk, tmp_path)
+            shutil.rmtree(tmp_path / "fresh")
+            shutil.rmtree(disk / "index")
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+    assert set(outcomes) == {0, 10}
+
+
+@pytest.mark.skipif(not can_mount(), reason="a read-only disk can be mounted only by root, where mounting is allowed")
+def test_on_a_read_only_disk_that_is_said_and_nothing_changes(tmp_path: Path, paint: Paint) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=True)
+    try:
+        paint("photos/a.png", 1)
+        build(disk / "index", [tmp_path / "photos"], encoder=FakeEncoder(), isolated=False)
+        shutil.copytree(disk / "index", tmp_path / "copy")
+        before = state(tmp_path / "copy")  # what reads it leaves no file open on the disk
+        paint("photos/b.png", 2)
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        for place in (disk / "index", disk / "other"):
+            with pytest.raises(IndexUnusable, match="cannot be written: .*fix permissions"):
+                build(place, [tmp_path / "photos"], encoder=FakeEncoder(), isolated=False)
+        shutil.copytree(disk / "index", tmp_path / "after")
+        assert state(tmp_path / "after") == before
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
 def assert_like_new_on(disk: Path, tmp_path: Path) -> None:
-    build(tmp_path / "fresh", [tmp_path / "photos"], encoder=FakeEncoder())
+    build(tmp_path / "fresh", [tmp_path / "photos"], encoder=FakeEncoder(), isolated=False)
     assert state(disk / "index") == state(tmp_path / "fresh")
 
 
 @pytest.mark.parametrize("step", ["write_index", "publish", "sql"])
 def test_a_write_that_fails_leaves_the_last_commit(quick: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     folder = quick / "index"
-    build(folder, [quick / "photos"], encoder=FakeEncoder())
+    build(folder, [quick / "photos"], encoder=FakeEncoder(), isolated=False)
     before = state(folder)
     painted(55).save(quick / "photos" / "new.png")
 
@@ -263,18 +429,18 @@ def test_a_write_that_fails_leaves_the_last_commit(quick: Path, monkeypatch: pyt
         if step == "sql":
             patch.setattr("indexer.crawl.Crawl._rows", fail)
         else:
-            patch.setattr("faiss.write_index" if step == "write_index" else "indexer.writer.publish", fail)
+            patch.setattr("faiss.write_index" if step == "write_index" else "indexer.segments.publish", fail)
         with pytest.raises(IndexUnusable, match="cannot be written.*everything committed so far is safe"):
-            build(folder, [quick / "photos"], encoder=FakeEncoder())
+            build(folder, [quick / "photos"], encoder=FakeEncoder(), isolated=False)
     assert state(folder) == before
-    assert build(folder, [quick / "photos"], encoder=FakeEncoder()).added == 1
+    assert build(folder, [quick / "photos"], encoder=FakeEncoder(), isolated=False).added == 1
 
 
 def test_an_index_cannot_be_where_a_file_is(quick: Path) -> None:
     (quick / "file").write_text("x")
     for place in (quick / "file", quick / "file" / "index"):
         with pytest.raises(IndexUnusable):
-            build(place, [quick / "photos"], encoder=FakeEncoder())
+            build(place, [quick / "photos"], encoder=FakeEncoder(), isolated=False)
 
 
 def test_a_file_is_published_whole(tmp_path: Path) -> None:

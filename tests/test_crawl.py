@@ -22,7 +22,9 @@ from test_stores import refuse
 
 import indexer.pipeline
 import indexer.reading
-from indexer.pipeline import Progress, Report, build, plan
+from indexer.pipeline import build
+from indexer.plan import plan
+from indexer.report import Progress, Report
 from searchengine.decode import DecodeLimits
 from searchengine.errors import StoreUnusable, UsageError
 from searchengine.index.reader import Index
@@ -43,7 +45,7 @@ def update(tmp_path: Path, folder: Path, encoder: FakeEncoder) -> Update:
     """Bring the index up to date with the folder, and hold the counters against their law."""
 
     def run(*stores: Path, **options: Any) -> Report:
-        return checked(build(tmp_path / "index", stores or [folder], encoder=encoder, **options))
+        return checked(build(tmp_path / "index", stores or [folder], encoder=encoder, isolated=False, **options))
 
     return run
 
@@ -55,7 +57,7 @@ def checked(report: Report) -> Report:
 
 def counters(report: Report) -> dict[str, int]:
     """Those that are not zero."""
-    names = ("added", "updated", "moved", "deleted", "unchanged", "duplicates", "failed")
+    names = ("added", "updated", "moved", "deleted", "unchanged", "duplicates", "failed", "unlistable")
     return {name: getattr(report, name) for name in names if getattr(report, name)}
 
 
@@ -144,6 +146,32 @@ def test_a_moved_photo_keeps_its_id_and_is_not_embedded_again(
     assert counters(update()) == {"moved": 1, "unchanged": 1}
     assert encoder.batches == []
     assert ids(tmp_path / "index") == {"renamed.png": before["a.png"], "b.png": before["b.png"]}
+    assert_like_new(tmp_path)
+
+
+def test_hard_links_are_copies_that_share_one_vector(
+    update: Update, paint: Paint, encoder: FakeEncoder, tmp_path: Path
+) -> None:
+    photo = paint("photos/a.png", 1)
+    (tmp_path / "photos" / "b.png").hardlink_to(photo)
+    assert counters(update()) == {"added": 2, "duplicates": 1}
+    assert sum(encoder.batches) == 1
+    photo.unlink()
+    assert counters(update()) == {"unchanged": 1, "deleted": 1}
+    assert_like_new(tmp_path)
+
+
+def test_a_great_move_in_many_commits_keeps_all_ids(
+    update: Update, paint: Paint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer.pipeline, "COMMIT_EVERY_PHOTOS", 3)
+    for number in range(12):
+        paint(f"photos/x/{number:02}.png", number % 9)
+    assert counters(update()) == {"added": 12, "duplicates": 3}
+    before = ids(tmp_path / "index")
+    (tmp_path / "photos" / "x").rename(tmp_path / "photos" / "y")
+    assert counters(update(batch_size=2)) == {"moved": 12}
+    assert ids(tmp_path / "index") == before
     assert_like_new(tmp_path)
 
 
@@ -322,15 +350,21 @@ def test_a_folder_that_cannot_be_listed_deletes_nothing(
     skipped: list[str] = []
     with monkeypatch.context() as patch:
         refuse(patch, str(tmp_path / "photos" / "closed"))
-        assert counters(update(on_skip=lambda key, reason: skipped.append(reason))) == {"deleted": 1}
+        assert counters(update(on_skip=lambda key, reason: skipped.append(reason))) == {
+            "deleted": 1,
+            "unlistable": 1,
+        }
     assert skipped == ["cannot be listed: Permission denied; what the index knows of it stays"]
     after = state(tmp_path / "index")
     assert set(before["photos"]) - set(after["photos"]) == {str(tmp_path / "photos" / "open" / "c.png")}
-    assert after["failures"] == before["failures"]
+    refused = ("local", str(tmp_path / "photos" / "closed") + "/", *skipped)
+    assert after["failures"] == [refused, *before["failures"]], "it is recorded, too"
     with monkeypatch.context() as patch:
         refuse(patch, str(tmp_path / "photos"))
-        assert counters(update()) == {}
-    assert state(tmp_path / "index") == after
+        assert counters(update()) == {"unlistable": 1}
+    assert state(tmp_path / "index")["photos"] == after["photos"]
+    assert counters(update()) == {"unchanged": 2, "failed": 1}
+    assert state(tmp_path / "index")["failures"] == before["failures"], "it is forgotten once it can be listed again"
 
 
 def test_a_photo_is_not_taken_for_moved_out_of_a_folder_that_cannot_be_listed(
@@ -341,7 +375,7 @@ def test_a_photo_is_not_taken_for_moved_out_of_a_folder_that_cannot_be_listed(
     shutil.copy2(photo, tmp_path / "photos" / "b.png")
     with monkeypatch.context() as patch:
         refuse(patch, str(tmp_path / "photos" / "closed"))
-        assert counters(update()) == {"added": 1, "duplicates": 1}
+        assert counters(update()) == {"added": 1, "duplicates": 1, "unlistable": 1}
     assert set(ids(tmp_path / "index")) == {"a.png", "b.png"}
 
 
@@ -354,13 +388,13 @@ def test_an_entry_that_cannot_be_looked_at_does_not_shield_its_neighbours(
     gone.unlink()
     look_at = LocalStore._look_at
 
-    def guarded(self: LocalStore, entry: os.DirEntry[str], pending: list[str]) -> Any:
+    def guarded(self: LocalStore, entry: os.DirEntry[str], *rest: Any) -> Any:
         if entry.name == "a.png":
             return iter([indexer.crawl.Unlistable(entry.path, "Input/output error")])
-        return look_at(self, entry, pending)
+        return look_at(self, entry, *rest)
 
     monkeypatch.setattr(LocalStore, "_look_at", guarded)
-    assert counters(update()) == {"deleted": 1}
+    assert counters(update()) == {"deleted": 1, "unlistable": 1}
     assert set(ids(tmp_path / "index")) == {"a.png"}
 
 
@@ -434,18 +468,200 @@ def test_a_store_says_nothing_about_photos_of_another(update: Update, paint: Pai
     assert counters(update(tmp_path / "one", tmp_path / "one-more")) == {"unchanged": 1, "deleted": 1}
 
 
-def test_a_photo_that_moves_between_stores_is_not_embedded_again(
-    update: Update, paint: Paint, encoder: FakeEncoder, tmp_path: Path
+@pytest.mark.parametrize("first", ["one", "two"])
+def test_a_photo_that_moves_between_stores_keeps_its_id(
+    update: Update, paint: Paint, encoder: FakeEncoder, tmp_path: Path, first: str
 ) -> None:
     photo = paint("one/a.png", 1)
     paint("two/b.png", 2)
     stores = [tmp_path / "one", tmp_path / "two"]
     update(*stores)
+    before = ids(tmp_path / "index")
     photo.rename(tmp_path / "two" / "a.png")
     encoder.batches.clear()
-    update(*stores)
+    assert counters(update(*(stores if first == "one" else stores[::-1]))) == {"moved": 1, "unchanged": 1}
     assert encoder.batches == []
+    assert ids(tmp_path / "index") == before
+
+
+def test_the_photos_of_a_store_that_was_renamed_have_moved(update: Update, paint: Paint, tmp_path: Path) -> None:
+    paint("one/a.png", 1)
+    paint("one/deep/b.png", 2)
+    update(tmp_path / "one")
+    before = ids(tmp_path / "index")
+    (tmp_path / "one").rename(tmp_path / "two")
+    assert counters(update(tmp_path / "two")) == {"moved": 2}
+    assert ids(tmp_path / "index") == before
+
+
+def test_a_photo_of_another_store_that_is_still_there_has_not_moved(
+    update: Update, paint: Paint, tmp_path: Path
+) -> None:
+    photo = paint("one/a.png", 1)
+    update(tmp_path / "one")
+    (tmp_path / "two").mkdir()
+    shutil.copy2(photo, tmp_path / "two" / "b.png")
+    assert counters(update(tmp_path / "two")) == {"added": 1, "duplicates": 1}
     assert set(ids(tmp_path / "index")) == {"a.png", "b.png"}
+
+
+def test_a_run_within_some_folders_looks_at_nothing_else(update: Update, paint: Paint, tmp_path: Path) -> None:
+    for number, name in enumerate(("x/a.png", "x/deep/b.png", "y/c.png", "z/d.png")):
+        paint(f"photos/{name}", number)
+    folder = tmp_path / "photos"
+    update()
+    before = ids(tmp_path / "index")
+    (folder / "x" / "a.png").rename(folder / "y" / "a2.png")
+    shutil.rmtree(folder / "x" / "deep")
+    (folder / "z" / "d.png").unlink()
+    paint("photos/z/e.png", 9)
+    within = [str(folder / "x"), str(folder / "y"), str(tmp_path / "elsewhere"), str(folder / "y" / "none")]
+    assert counters(update(within=within)) == {"moved": 1, "unchanged": 1, "deleted": 1}
+    after = ids(tmp_path / "index")
+    assert after == {"a2.png": before["a.png"], "c.png": before["c.png"], "d.png": before["d.png"]}
+    shutil.rmtree(folder / "x")
+    assert counters(update(within=[str(folder / "x"), str(folder / "z" / "gone")])) == {}
+    assert counters(update(within=[str(tmp_path)])) == {"added": 1, "unchanged": 2, "deleted": 1}
+    assert_like_new(tmp_path)
+
+
+def test_a_run_within_a_folder_has_the_globs_and_skips_of_a_whole_run(
+    update: Update, paint: Paint, tmp_path: Path
+) -> None:
+    for number, name in enumerate(("screenshots/a.png", "keep/b.png", "@eaDir/c.png", ".hidden/d.png", "x/.y/e.png")):
+        paint(f"photos/{name}", number)
+    folder = tmp_path / "photos"
+    (folder / "link").symlink_to(folder / "keep")
+    within = [str(folder / name) for name in ("screenshots", "keep", "@eaDir", ".hidden", "x/.y", "link", "keep/b.png")]
+    assert counters(update(within=within, exclude=["screenshots/*"])) == {"added": 1}
+    assert set(ids(tmp_path / "index")) == {"b.png"}
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_file_that_is_another_for_the_moment_of_reading_is_not_mistaken_for_ever(
+    update: Update, paint: Paint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """Two photos swap their names after the listing, are read, and swap back."""
+    first, second = paint("photos/a.png", 1), paint("photos/b.png", 2)
+    touch(second)
+    if known:
+        update()
+        touch(first, 20)
+        touch(second, 30)
+    read = LocalStore.read
+
+    def swap() -> None:
+        first.rename(tmp_path / "spare")
+        second.rename(first)
+        (tmp_path / "spare").rename(second)
+
+    def read_swapped(self: LocalStore, key: str, *, max_bytes: int) -> Any:
+        swap()
+        try:
+            return read(self, key, max_bytes=max_bytes)
+        finally:
+            swap()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "read", read_swapped)
+        update(workers=1)
+    update()
+    assert_like_new(tmp_path)
+
+
+def test_failed_files_are_read_again_on_request(update: Update, paint: Paint, tmp_path: Path) -> None:
+    paint("photos/large.png", 1)
+    (tmp_path / "photos" / "bad.jpg").write_text("hello")
+    assert counters(update(limits=DecodeLimits(max_pixels=10))) == {"failed": 2}
+    assert counters(update()) == {"failed": 2}
+    assert counters(plan(tmp_path / "index", [tmp_path / "photos"], retry_failed=True)) == {"added": 2}
+    assert counters(update(retry_failed=True)) == {"added": 1, "failed": 1}
+    assert_like_new(tmp_path)
+
+
+def test_a_photo_without_an_extension_is_known_by_its_content(
+    update: Update, paint: Paint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = paint("photos/a.png", 1).rename(tmp_path / "photos" / "IMG_1")
+    for name, text in (("README", "PNG and JPEG"), ("empty", ""), ("Makefile", "all:\n")):
+        (tmp_path / "photos" / name).write_text(text)
+    assert counters(update()) == {"added": 1}
+    assert counters(update()) == {"unchanged": 1}
+    with monkeypatch.context() as patch:
+        refuse_reading(patch, photo)
+        assert counters(update()) == {}, "it cannot be told whether this is a photo, so it is not taken for deleted"
+    assert set(ids(tmp_path / "index")) == {"IMG_1"}
+    photo.write_text("a text now")
+    assert counters(update()) == {"deleted": 1}
+
+
+def test_more_changes_than_a_page_holds_are_all_found(
+    update: Update, paint: Paint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer.crawl, "ROWS_PER_PAGE", 3)
+    monkeypatch.setattr(indexer.pipeline, "COMMIT_EVERY_PHOTOS", 4)
+    folder = tmp_path / "photos"
+    for number in range(20):
+        paint(f"photos/{number}.png", number)
+        (folder / f"{number}.jpg").write_text("broken")
+    assert counters(update()) == {"added": 20, "failed": 20}
+    for number in range(20):
+        (folder / f"{number}.jpg").unlink()
+        if number % 2:
+            (folder / f"{number}.png").unlink()
+    assert counters(update()) == {"unchanged": 10, "deleted": 10}
+    assert_like_new(tmp_path)
+
+
+def test_a_stop_is_seen_while_a_store_is_being_listed(
+    update: Update, paint: Paint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint("photos/a.png", 1)
+    update()
+    (tmp_path / "photos" / "a.png").unlink()
+    stop, seen = threading.Event(), []
+    look_at = LocalStore._look_at
+
+    def endless(self: LocalStore, entry: os.DirEntry[str], *rest: Any) -> Any:
+        for _ in range(10_000):
+            seen.append(entry.name)
+            stop.set()
+            yield from look_at(self, entry, *rest)
+
+    monkeypatch.setattr(LocalStore, "_look_at", endless)
+    paint("photos/b.png", 2)
+    with pytest.raises(KeyboardInterrupt):
+        update(stop=stop)
+    assert len(seen) < 5
+    assert set(ids(tmp_path / "index")) == {"a.png"}, "what was not listed to the end deletes nothing"
+
+
+def test_a_listing_that_breaks_off_deletes_nothing_and_says_so(
+    update: Update, paint: Paint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint("photos/a.png", 1)
+    paint("photos/b.png", 2)
+    update()
+    paint("photos/c.png", 3)
+    scan = LocalStore.scan
+
+    def broken(self: LocalStore, prefix: str) -> Any:
+        yield from (item for item in scan(self, prefix) if "c.png" in getattr(item, "key", ""))
+        raise StoreUnusable("the connection was lost")
+
+    skipped: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "scan", broken)
+        report = update(on_skip=lambda key, reason: skipped.append(reason))
+    assert counters(report) == {"added": 1, "unlistable": 1}
+    assert skipped == ["cannot be listed: the connection was lost; what the index knows of it stays"]
+    assert set(ids(tmp_path / "index")) == {"a.png", "b.png", "c.png"}
+    assert_like_new_after(update, tmp_path)
+
+
+def assert_like_new_after(update: Update, tmp_path: Path) -> None:
+    update()
+    assert_like_new(tmp_path)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -580,7 +796,7 @@ def test_a_run_commits_every_so_often(
 def assert_like_new(tmp_path: Path) -> None:
     """The index must say what one made from scratch says."""
     with tempfile.TemporaryDirectory(dir=QUICK) as fresh:
-        checked(build(Path(fresh, "index"), [tmp_path / "photos"], encoder=FakeEncoder()))
+        checked(build(Path(fresh, "index"), [tmp_path / "photos"], encoder=FakeEncoder(), isolated=False))
         assert state(tmp_path / "index") == state(Path(fresh, "index"))
 
 
@@ -610,9 +826,8 @@ def test_any_history_ends_like_a_fresh_start(events: list[tuple[str, Any, Any]])
 
         for kind, first, second in [*events, ("build", 3, 2)]:
             if kind == "build":
-                checked(
-                    build(root / "index", [root / "photos"], encoder=FakeEncoder(), batch_size=first, workers=second)
-                )
+                sizes = {"batch_size": first, "workers": second}
+                checked(build(root / "index", [root / "photos"], encoder=FakeEncoder(), isolated=False, **sizes))
                 continue
             path = root / "photos" / first
             if kind == "write":
@@ -632,7 +847,7 @@ def test_any_history_ends_like_a_fresh_start(events: list[tuple[str, Any, Any]])
             elif path != root / "photos" / second:
                 shutil.copy2(path, root / "photos" / second)
         assert_like_new(root)
-        again = build(root / "index", [root / "photos"], encoder=(encoder := FakeEncoder()))
+        again = build(root / "index", [root / "photos"], encoder=(encoder := FakeEncoder()), isolated=False)
         assert encoder.batches == []
         assert again.added == again.updated == again.moved == again.deleted == 0
 

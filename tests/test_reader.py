@@ -24,12 +24,16 @@ from fakes import FakeEncoder
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from indexer.pipeline import Report, build, plan
+from indexer.compact import compact
+from indexer.pipeline import build
+from indexer.plan import plan
+from indexer.report import Report
 from indexer.writer import IndexWriter, NewPhoto
 from searchengine.errors import IndexFormatError, IndexNotFound, IndexUnusable
 from searchengine.index.filters import Filters, _distance_km
 from searchengine.index.reader import Index
 from searchengine.index.schema import images
+from searchengine.index.segments import load_segment
 from searchengine.metadata import PhotoMetadata
 from searchengine.stores import StoredPhoto
 from searchengine.vectors import normalise
@@ -39,7 +43,7 @@ Paint = Callable[..., Path]
 
 def add(writer: IndexWriter, rows: np.ndarray, *, first: int = 0, **facts: Any) -> None:
     """Commit one photo a row, named by numbers from `first` on."""
-    contents = [b"content %d" % (first + i) for i in range(len(rows))]
+    contents = [hashlib.sha256(b"%d" % (first + i)).digest() for i in range(len(rows))]
     writer.add_vectors(contents, rows)
     for number, content in enumerate(contents, start=first):
         writer.add_photo(
@@ -145,7 +149,7 @@ def test_a_sample_is_of_living_vectors_and_always_the_same(tmp_path: Path) -> No
 
 def test_a_photo_is_found_by_id_name_and_content(paint: Paint, tmp_path: Path) -> None:
     photo = paint("photos/a.png", 1)
-    build(tmp_path / "index", [tmp_path / "photos"], encoder=FakeEncoder())
+    build(tmp_path / "index", [tmp_path / "photos"], encoder=FakeEncoder(), isolated=False)
     with Index(tmp_path / "index") as index:
         row = index.image_by_key("local", str(photo))
         assert row is not None
@@ -250,7 +254,7 @@ def test_distances_agree_with_the_angle_between_the_places(
 def indexed(tmp_path: Path, paint: Paint) -> Path:
     paint("photos/a.png", 1)
     paint("photos/b.png", 2)
-    build(tmp_path / "index", [tmp_path / "photos"], encoder=FakeEncoder())
+    build(tmp_path / "index", [tmp_path / "photos"], encoder=FakeEncoder(), isolated=False)
     return tmp_path / "index"
 
 
@@ -298,7 +302,7 @@ def test_an_identity_card_that_cannot_be_understood_is_refused(
     with pytest.raises(IndexFormatError, match="upgrade|restore|index again"):
         use(folder)
     with pytest.raises(IndexFormatError, match="upgrade|restore|index again"):
-        build(folder, [tmp_path / "photos"], encoder=FakeEncoder())
+        build(folder, [tmp_path / "photos"], encoder=FakeEncoder(), isolated=False)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"{}"])
@@ -317,7 +321,7 @@ def test_tables_of_a_newer_program_are_refused(tmp_path: Path, paint: Paint) -> 
     with pytest.raises(IndexFormatError, match="version 99.*upgrade"):
         use(folder)
     with pytest.raises(IndexFormatError, match="version 99.*upgrade"):
-        build(folder, [tmp_path / "photos"], encoder=FakeEncoder())
+        build(folder, [tmp_path / "photos"], encoder=FakeEncoder(), isolated=False)
 
 
 def test_lost_tables_are_told(tmp_path: Path, paint: Paint) -> None:
@@ -326,9 +330,9 @@ def test_lost_tables_are_told(tmp_path: Path, paint: Paint) -> None:
     with pytest.raises(IndexFormatError, match="lost its metadata.sqlite.*index again"):
         use(folder)
     with pytest.raises(IndexFormatError, match="lost its metadata.sqlite.*index again"):
-        build(folder, [tmp_path / "photos"], encoder=FakeEncoder())
+        build(folder, [tmp_path / "photos"], encoder=FakeEncoder(), isolated=False)
     shutil.rmtree(folder)
-    build(folder, [tmp_path / "photos"], encoder=FakeEncoder())
+    build(folder, [tmp_path / "photos"], encoder=FakeEncoder(), isolated=False)
     use(folder)
 
 
@@ -336,7 +340,7 @@ def test_tables_without_an_identity_card_are_not_written_to(tmp_path: Path, pain
     folder = indexed(tmp_path, paint)
     (folder / "index.json").unlink()
     with pytest.raises(IndexFormatError, match="lost its index.json"):
-        build(folder, [tmp_path / "photos"], encoder=FakeEncoder())
+        build(folder, [tmp_path / "photos"], encoder=FakeEncoder(), isolated=False)
 
 
 @pytest.mark.parametrize("start", [0, 20, 100, 4096, 8192])
@@ -349,7 +353,7 @@ def test_damaged_tables_are_told_to_reader_and_writer(tmp_path: Path, paint: Pai
     with pytest.raises(IndexUnusable, match="restore|index again"):
         use(folder)
     with pytest.raises(IndexUnusable):
-        build(folder, [tmp_path / "photos"], encoder=FakeEncoder())
+        build(folder, [tmp_path / "photos"], encoder=FakeEncoder(), isolated=False)
 
 
 @pytest.mark.parametrize("length", [0, 10, 50, 100])
@@ -430,13 +434,13 @@ def test_an_index_on_a_read_only_disk_is_searched(tmp_path: Path, paint: Paint, 
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=True)
     try:
         paint("photos/a.png", 1)
-        build(folder / "index", [tmp_path / "photos"], encoder=FakeEncoder())
+        build(folder / "index", [tmp_path / "photos"], encoder=FakeEncoder(), isolated=False)
         if with_reader:
             use(folder / "index")
         subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
         use(folder / "index")
         with pytest.raises(IndexUnusable):
-            build(folder / "index", [tmp_path / "photos"], encoder=FakeEncoder())
+            build(folder / "index", [tmp_path / "photos"], encoder=FakeEncoder(), isolated=False)
         assert plan(folder / "index", [tmp_path / "photos"]).unchanged == 1
     finally:
         subprocess.run(["umount", "-l", folder], check=True)
@@ -464,7 +468,90 @@ def test_a_search_in_another_process_sees_a_commit_without_reopening(tmp_path: P
 
         assert ask() == "2 2\n"
         paint("photos/c.png", 3)
-        report: Report = build(folder, [tmp_path / "photos"], encoder=FakeEncoder())
+        report: Report = build(folder, [tmp_path / "photos"], encoder=FakeEncoder(), isolated=False)
         assert report.added == 1
         assert ask() == "3 3\n"
         reader.stdin.close()
+
+
+def test_a_reader_lives_through_a_hundred_commits_and_many_compactions(tmp_path: Path) -> None:
+    """Each commit replaces all ten photos; a reader in another process always finds ten, of one commit, and never
+    stumbles over a segment that was merged and deleted while it was about to open it."""
+    script = textwrap.dedent("""
+        import sys
+        import numpy as np
+        from searchengine.index.reader import Index
+        query = np.eye(1, 16, dtype=np.float32)
+        seen = set()
+        print("ready", flush=True)
+        while True:
+            with Index(sys.argv[1]) as index:
+                for _ in range(20):
+                    snapshot = index.snapshot()
+                    _, ids = index.search(query, k=50)
+                    found = sorted(int(i) for i in ids[0] if i >= 0)
+                    assert len(found) == 10 and found[-1] - found[0] == 9 and found[0] % 10 == 1, found
+                    seen.add(found[0])
+            if found[0] == 1001:
+                break
+        print(len(seen))
+    """)
+    rows = random_rows(1010, 16)
+    with tempfile.TemporaryDirectory(dir=QUICK) as folder:
+        with IndexWriter(folder, encoder=FakeEncoder()) as writer:
+            add(writer, rows[:10])
+        with subprocess.Popen(
+            [sys.executable, "-c", script, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as reader:
+            assert reader.stdout
+            assert reader.stdout.readline() == "ready\n"
+            for first in range(1, 101, 4):
+                with IndexWriter(folder, encoder=FakeEncoder()) as writer:
+                    for number in range(first, first + 4):
+                        writer.remove_photos(list(range(number * 10 - 9, number * 10 + 1)))
+                        add(writer, rows[number * 10 : number * 10 + 10], first=number * 10)
+                assert compact(folder).dropped == 40
+            answer, complaint = reader.communicate(timeout=60)
+        assert reader.returncode == 0, complaint
+        assert int(answer) > 20
+
+
+def test_a_segment_that_a_compaction_deletes_before_it_is_opened_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader has read the rows; before it opens the files, they are merged into another."""
+    with IndexWriter(tmp_path / "index", encoder=FakeEncoder()) as writer:
+        add(writer, random_rows(5, 16))
+        add(writer, random_rows(5, 16, seed=1), first=5)
+    merged = []
+
+    def too_late(path: Path, *, count: int, dim: int) -> Any:
+        if not merged:
+            merged.append(compact(tmp_path / "index").merged)
+        return load_segment(path, count=count, dim=dim)
+
+    with Index(tmp_path / "index") as index:
+        monkeypatch.setattr("searchengine.index.reader.load_segment", too_late)
+        assert [len(segment.ids) for segment in index.snapshot().segments] == [10]
+    assert merged == [2]
+    (tmp_path / "index" / "segments" / "00000003.faiss").unlink()
+    with (
+        Index(tmp_path / "index") as index,
+        pytest.raises(IndexFormatError, match="is missing; run `searchengine verify"),
+    ):
+        index.snapshot()
+
+
+@pytest.mark.parametrize("place", range(0, 120, 7))
+def test_a_damaged_segment_is_told_in_words_of_ours(tmp_path: Path, paint: Paint, place: int) -> None:
+    folder = indexed(tmp_path, paint)
+    segment = folder / "segments" / "00000001.faiss"
+    content = bytearray(segment.read_bytes())
+    content[place] ^= 0xFF
+    segment.write_bytes(content)
+    try:
+        use(folder)
+    except IndexFormatError as error:
+        assert "faiss::" not in str(error)
+        assert "/project/" not in str(error)
+        assert "verify --repair" in str(error)

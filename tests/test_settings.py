@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from searchengine.cli.options import limits_from
+from searchengine.decode import DecodeLimits
 from searchengine.errors import SettingError
 from searchengine.settings import NAMES, load_settings, user_file
 
@@ -60,6 +62,9 @@ def test_an_empty_variable_sets_nothing(monkeypatch: pytest.MonkeyPatch) -> None
         "workers = true",
         'workers = "many"',
         "max_pixels = 178956971",
+        "max_decode_seconds = 0",
+        "max_decode_seconds = 0.5",
+        "max_decode_memory_bytes = 67108863",
         "model = 7",
         'precision = "fp8"',
         "precision = 32",
@@ -132,6 +137,13 @@ def test_a_bad_precision_tells_the_choice() -> None:
 def test_a_bad_flag_tells_the_range() -> None:
     with pytest.raises(SettingError, match="batch_size in flag is 0, but must be a whole number from 1 to 65536"):
         load_settings({"batch_size": 0})
+
+
+def test_the_limits_of_decoding_are_those_that_the_settings_name() -> None:
+    assert limits_from(load_settings()) == DecodeLimits()
+    flags = {"max_pixels": 1, "max_file_bytes": 2, "max_decode_seconds": 3, "max_decode_memory_bytes": 2**26}
+    limits = DecodeLimits(max_pixels=1, max_file_bytes=2, max_seconds=3, max_memory_bytes=2**26)
+    assert limits_from(load_settings(flags)) == limits
 
 
 def test_an_unknown_setting_lists_the_known_ones(config: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from searchengine.errors import ImageError, StoreUnusable
-from searchengine.stores import StoredPhoto, Unlistable, open_store, read_photo
+from searchengine.stores import Mount, StoredPhoto, Unlistable, device_of, is_there, open_store, read_photo
 
 Paint = Callable[..., Path]
 
@@ -24,6 +24,10 @@ def listed(folder: Path) -> set[str]:
     items = list(open_store(str(folder)).scan())
     assert not [item for item in items if isinstance(item, Unlistable)]
     return {os.path.relpath(item.key, os.path.realpath(folder)) for item in items if isinstance(item, StoredPhoto)}
+
+
+def photos_in(folder: Path) -> list[StoredPhoto]:
+    return [item for item in open_store(str(folder)).scan() if isinstance(item, StoredPhoto)]
 
 
 def test_every_file_of_every_folder_is_listed_with_size_and_time(tmp_path: Path) -> None:
@@ -73,7 +77,7 @@ def test_links_are_followed_within_the_store_and_to_files_only(paint: Paint, tmp
 def test_a_store_reached_by_a_link_has_real_paths(paint: Paint, tmp_path: Path) -> None:
     photo = paint("real/a.png")
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    assert [item.key for item in open_store(str(tmp_path / "link")).scan()] == [str(photo)]
+    assert [item.key for item in photos_in(tmp_path / "link")] == [str(photo)]
 
 
 def test_a_sibling_whose_name_begins_alike_is_outside(paint: Paint, tmp_path: Path) -> None:
@@ -108,8 +112,7 @@ def test_names_that_are_not_utf_8_are_listed_and_read(tmp_path: Path) -> None:
     name = os.path.join(os.fsencode(tmp_path), b"caf\xe9\xff.jpg")
     with open(name, "wb") as file:
         file.write(b"abc")
-    (item,) = open_store(str(tmp_path)).scan()
-    assert isinstance(item, StoredPhoto)
+    (item,) = photos_in(tmp_path)
     assert os.fsencode(item.key) == name
     assert read_photo("local", item.key, max_bytes=10) == b"abc"
 
@@ -120,8 +123,7 @@ def test_a_file_from_the_far_future_is_listed_with_a_time_that_a_table_can_hold(
     os.utime(photo, ns=(0, 2**63 + 10**9))
     if photo.stat().st_mtime_ns < 2**63:
         pytest.skip("this file system cannot hold a time that late")
-    (item,) = open_store(str(tmp_path)).scan()
-    assert isinstance(item, StoredPhoto)
+    (item,) = photos_in(tmp_path)
     assert item.mtime_ns == 2**63 - 1
 
 
@@ -250,6 +252,86 @@ def test_reading_tells_what_the_system_said(tmp_path: Path) -> None:
             read_photo("local", str(tmp_path / name), max_bytes=10)
 
 
+def test_a_file_that_is_written_while_it_is_read_is_not_taken_by_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = tmp_path / "a.jpg"
+    photo.write_bytes(b"first")
+    fstat, calls = os.fstat, 0
+
+    def write_between(descriptor: int) -> os.stat_result:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            with open(photo, "ab") as file:
+                file.write(b" and second")
+        return fstat(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", write_between)
+        with pytest.raises(ImageError, match="changed while it was being read"):
+            read_photo("local", str(photo), max_bytes=100)
+    assert read_photo("local", str(photo), max_bytes=100) == b"first and second"
+
+
+def test_the_head_of_a_file_is_read_alone(tmp_path: Path) -> None:
+    (tmp_path / "long").write_bytes(bytes(range(100)))
+    (tmp_path / "short").write_bytes(b"abc")
+    store = open_store(str(tmp_path))
+    assert store.head(str(tmp_path / "long")) == bytes(range(32))
+    assert store.head(str(tmp_path / "short")) == b"abc"
+    with pytest.raises(ImageError, match="cannot be read: No such file"):
+        store.head(str(tmp_path / "none"))
+
+
+def test_a_part_of_a_store_is_listed_as_the_whole_would_list_it(paint: Paint, tmp_path: Path) -> None:
+    for name in ("store/x/a.png", "store/x/deep/b.png", "store/.x/c.png", "store/y/@eaDir/d.png", "outside/e.png"):
+        paint(name)
+    store = open_store(str(tmp_path / "store"))
+    (tmp_path / "store" / "link").symlink_to(tmp_path / "store" / "x")
+    whole = {item.key for item in store.scan() if isinstance(item, StoredPhoto)}
+    for part in ("x", "x/deep", ".x", "y", "y/@eaDir", "link", "link/deep", "none", "x/a.png"):
+        prefix = str(tmp_path / "store" / part) + "/"
+        found = {item.key for item in store.scan(prefix) if isinstance(item, StoredPhoto)}
+        assert found == {key for key in whole if key.startswith(prefix)}, part
+
+
+def test_a_part_behind_a_closed_door_is_not_taken_for_empty(
+    paint: Paint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint("closed/deep/a.png")
+    lstat = os.lstat
+
+    def refused(path: str) -> os.stat_result:
+        if str(path).endswith("deep"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return lstat(path)
+
+    monkeypatch.setattr(os, "lstat", refused)
+    prefix = str(tmp_path / "closed" / "deep") + "/"
+    assert list(open_store(str(tmp_path)).scan(prefix)) == [Unlistable(prefix, "Permission denied")]
+
+
+def test_each_file_system_that_a_listing_enters_is_told(paint: Paint, tmp_path: Path) -> None:
+    paint("x/y/a.png")
+    device = os.stat(tmp_path).st_dev
+    mounts = [item for item in open_store(str(tmp_path)).scan() if isinstance(item, Mount)]
+    assert mounts == [Mount(str(tmp_path) + "/", device)]
+    if os.path.isdir("/dev/shm") and os.stat("/dev/shm").st_dev != os.stat("/dev").st_dev:
+        mounts = [item for item in open_store("/dev").scan() if isinstance(item, Mount)]
+        assert Mount("/dev/shm/", os.stat("/dev/shm").st_dev) in mounts
+
+
+def test_a_place_is_on_the_file_system_of_the_nearest_folder_that_is_there(tmp_path: Path) -> None:
+    device = os.stat(tmp_path).st_dev
+    (tmp_path / "file.png").write_bytes(b"x")
+    for name in ("", "file.png", "none/at/all/", "file.png/below"):
+        assert device_of("local", str(tmp_path / name)) == device
+    assert is_there("local", str(tmp_path / "file.png"))
+    assert not is_there("local", str(tmp_path / "none.png"))
+    assert not is_there("local", str(tmp_path / "file.png" / "below"))
+
+
 def test_deep_folders_are_no_recursion(tmp_path: Path) -> None:
     script = """
 import os, sys
@@ -260,7 +342,7 @@ for _ in range(400):
     os.mkdir("d")
     os.chdir("d")
 open("a.jpg", "wb").close()
-print(sum(1 for _ in open_store(sys.argv[1]).scan()))
+print(sum(1 for item in open_store(sys.argv[1]).scan() if hasattr(item, 'key')))
 """
     done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"

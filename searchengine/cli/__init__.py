@@ -25,6 +25,8 @@ COMMANDS = {
     "similar": "Find photos that look like a picture or an indexed photo.",
     "classify": "Sort photos into classes that you name, zero-shot.",
     "status": "Show what is in the index.",
+    "verify": "Check the index, and the photos if you like; repair it.",
+    "compact": "Merge segments and drop vectors of photos that are gone.",
     "evaluate": "Measure retrieval on captioned photos.",
     "train": "Train projection heads on your own captioned photos.",
     "models": "List the encoders; download or import one.",
@@ -57,8 +59,8 @@ class LazyGroup(click.Group):
 def group() -> None:
     """Semantic search over photos.
 
-    Exit codes: 0 found or done, 1 nothing found, 2 wrong usage, 3 index or store unusable, 4 model or weights
-    unusable, 130 interrupted.
+    Exit codes: 0 found or done, 1 nothing found or problems found (verify), 2 wrong usage, 3 index or store unusable,
+    4 model or weights unusable, 130 interrupted.
     """
 
 

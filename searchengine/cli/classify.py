@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -13,6 +13,7 @@ from searchengine.cli.options import (
     encoder_for,
     index_option,
     json_option,
+    limits_from,
     model_option,
     precision_option,
     settings_from,
@@ -63,7 +64,6 @@ def command(
     used are skipped with a warning. Exit code 1 means that none could be classified.
     """
     from searchengine import zeroshot
-    from searchengine.decode import DecodeLimits
 
     names = _names(labels, labels_file)
     prompts = _prompts(template, templates)
@@ -84,7 +84,7 @@ def command(
                 _paths(sources),
                 encoder=encoder,
                 class_vectors=vectors,
-                limits=DecodeLimits(max_pixels=settings.max_pixels, max_file_bytes=settings.max_file_bytes),
+                limits=limits_from(settings),
                 batch_size=settings.batch_size,
                 workers=settings.workers or None,
             )
@@ -139,8 +139,8 @@ def _sources(images: tuple[str, ...]) -> list[tuple[str, ImageStore | None]]:
 
 def _paths(sources: list[tuple[str, ImageStore | None]]) -> Iterator[str]:
     """Files as they were given; what is below a folder by the rules of `index`, and under the name of that folder."""
-    from searchengine.decode import EXTENSIONS
-    from searchengine.stores import Unlistable
+    from searchengine.formats import is_photo
+    from searchengine.stores import StoredPhoto, Unlistable
 
     for given, store in sources:
         if store is None:
@@ -149,8 +149,10 @@ def _paths(sources: list[tuple[str, ImageStore | None]]) -> Iterator[str]:
         for item in store.scan():
             if isinstance(item, Unlistable):
                 notice(f"skipped {printable(item.prefix)}: {item.reason}")
-            elif os.path.splitext(item.key)[1].lower() in EXTENSIONS:
-                yield os.path.join(given, item.key.removeprefix(store.prefix))
+            elif isinstance(item, StoredPhoto):
+                with suppress(ImageError):  # what cannot be read, and has no extension, is not known to be a photo
+                    if is_photo(store, item.key):
+                        yield os.path.join(given, item.key.removeprefix(store.prefix))
 
 
 def _print_json(path: str, best: list[tuple[str, float]]) -> None:

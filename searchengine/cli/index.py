@@ -3,10 +3,11 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,11 +18,12 @@ from searchengine.cli.options import (
     identity_of,
     index_option,
     json_option,
+    limits_from,
     model_option,
     precision_option,
     settings_from,
 )
-from searchengine.cli.output import notice, notice_from_signal, progress_bar, silent_decoders
+from searchengine.cli.output import notice, notice_from_signal, progress_bar
 from searchengine.errors import ModelMismatch
 from searchengine.text import printable
 
@@ -34,12 +36,20 @@ if TYPE_CHECKING:
 @index_option
 @model_option
 @precision_option
-@click.option("--workers", type=int, help="Threads that read and decode [default: one a processor].")
+@click.option("--workers", type=int, help="Processes that read and decode [default: one a processor].")
 @click.option("--batch-size", type=int, help="Photos that the encoder takes at once [default: 32].")
 @device_option
 @click.option("--include", multiple=True, metavar="GLOB", help="Look only at files whose name or path matches.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these out of the index. Both repeatable.")
+@click.option("--retry-failed", is_flag=True, help="Read files that failed before again, though they did not change.")
 @click.option("--dry-run", is_flag=True, help="Only tell what would be done; photos are not read.")
+@click.option("--watch", is_flag=True, help="Then go on: take up changes within seconds, until Ctrl-C.")
+@click.option(
+    "--scan-every",
+    type=click.FloatRange(min=1),
+    metavar="SECONDS",
+    help="With --watch: how often all is listed again, for what no event told [default: 600].",
+)
 @json_option
 def command(
     stores: tuple[str, ...],
@@ -51,7 +61,10 @@ def command(
     device: str | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    retry_failed: bool,
     dry_run: bool,
+    watch: bool,
+    scan_every: float | None,
     as_json: bool,
 ) -> None:
     """Crawl photo folders and bring the index up to date.
@@ -60,62 +73,105 @@ def command(
     cannot be used are skipped with a warning and listed by `searchengine status --failures`. Running it again goes on
     from where the last run ended.
     """
-    from indexer.pipeline import Progress, build, plan
-    from searchengine.decode import DecodeLimits
-    from searchengine.index.layout import IndexPaths
-
+    if dry_run and watch:
+        raise click.UsageError("--dry-run tells what would be done now, --watch does it and goes on; give one of them")
+    if scan_every is not None and not watch:
+        raise click.UsageError("--scan-every is for --watch; give both, or neither")
     settings = settings_from(
         index=index, model=model, precision=precision, workers=workers, batch_size=batch_size, device=device
     )
     if dry_run:
-        report = plan(settings.index_folder, stores, include=include, exclude=exclude)
+        from indexer.plan import plan
+
+        report = plan(settings.index_folder, stores, include=include, exclude=exclude, retry_failed=retry_failed)
         report.model = choose_model(settings)
-    else:
-        _refuse_useless_download(settings)
-        encoder = encoder_for(settings)
-        if settings.model == "auto" and not IndexPaths(settings.index_folder).identity.exists():
-            notice(f"a new index, with the encoder {encoder.name}; `searchengine models` lists what --model can choose")
-        with _ctrl_c_stops() as stop, silent_decoders(), progress_bar("indexing") as advance:
-
-            def on_progress(progress: Progress) -> None:
-                advance(progress.done, progress.total)
-
-            report = build(
-                settings.index_folder,
-                stores,
-                encoder=encoder,
-                include=include,
-                exclude=exclude,
-                workers=settings.workers or None,
-                batch_size=settings.batch_size,
-                limits=DecodeLimits(max_pixels=settings.max_pixels, max_file_bytes=settings.max_file_bytes),
-                on_progress=on_progress,
-                on_skip=lambda key, reason: notice(f"skipped {printable(key)}: {reason}"),
-                stop=stop,
-            )
-    if as_json:
-        click.echo(json.dumps(report.as_dict()))
+        _print_counters(report.as_dict(), as_json=as_json, remark=" (dry run: nothing was written)")
         return
-    changes = [
-        f"{count:,} {name}"
-        for name, count in (
-            ("added", report.added),
-            ("updated", report.updated),
-            ("moved", report.moved),
-            ("deleted", report.deleted),
-        )
-        if count
-    ]
-    done = ", ".join(changes) or "nothing to do"
-    click.echo(f"{done}{' (dry run: nothing was written)' if dry_run else ''}; {report.unchanged:,} unchanged")
-    if not report.scanned:
+    _refuse_useless_download(settings)
+    encoder = encoder_for(settings)
+    if settings.model == "auto" and identity_of(settings) is None:
+        notice(f"a new index, with the encoder {encoder.name}; `searchengine models` lists what --model can choose")
+    with _ctrl_c_stops() as stop, progress_bar("indexing") as advance:
+        options: dict[str, Any] = {
+            "encoder": encoder,
+            "include": include,
+            "exclude": exclude,
+            "workers": settings.workers or None,
+            "batch_size": settings.batch_size,
+            "limits": limits_from(settings),
+            "retry_failed": retry_failed,
+            "on_progress": lambda progress: advance(progress.done, progress.total),
+            "on_skip": lambda key, reason: notice(f"skipped {printable(key)}: {reason}"),
+            "stop": stop,
+        }
+        if watch:
+            _watch(settings, stores, scan_every=scan_every, tell=_printer(as_json), options=options)
+            raise KeyboardInterrupt
+        from indexer.pipeline import build
+
+        report = build(settings.index_folder, stores, **options)
+    _print_counters(report.as_dict(), as_json=as_json)
+
+
+def _watch(
+    settings: Settings,
+    stores: tuple[str, ...],
+    *,
+    scan_every: float | None,
+    tell: Callable[[dict[str, Any]], None],
+    options: dict[str, Any],
+) -> None:
+    from indexer.watch import SCAN_EVERY_SECONDS, watch
+
+    watch(
+        settings.index_folder,
+        stores,
+        scan_every_seconds=scan_every or SCAN_EVERY_SECONDS,
+        on_update=lambda report: tell(report.as_dict()),
+        on_notice=notice,
+        **options,
+    )
+
+
+def _printer(as_json: bool) -> Callable[[dict[str, Any]], None]:
+    """Prints the first run's counters as any run's, and the later ones, of what changed since, as a line each."""
+    first = True
+
+    def tell(counters: dict[str, Any]) -> None:
+        nonlocal first
+        if first or as_json:
+            _print_counters(counters, as_json=as_json)
+        else:
+            click.echo(f"{datetime.now():%H:%M:%S}  {_changes(counters)}")
+        if first:
+            notice("watching for changes; Ctrl-C ends it")
+        first = False
+
+    return tell
+
+
+def _print_counters(counters: dict[str, Any], *, as_json: bool, remark: str = "") -> None:
+    """What a run did, as `indexer.report.Report` counts it."""
+    if as_json:
+        click.echo(json.dumps(counters))
+        return
+    click.echo(f"{_changes(counters) or 'nothing to do'}{remark}; {counters['unchanged']:,} unchanged")
+    if not counters["scanned"]:
         click.echo("no photos were found there", err=True)
-    if report.duplicates:
-        click.echo(f"{report.duplicates:,} of them are exact copies of others and share their vectors")
-    if report.failed:
-        click.echo(f"{report.failed:,} files could not be used: searchengine status --failures lists them")
-    if report.images_per_second:
-        click.echo(f"{report.seconds:.1f} s, {report.images_per_second:.1f} images a second, encoder {report.model}")
+    if counters["duplicates"]:
+        click.echo(f"{counters['duplicates']:,} of them are exact copies of others and share their vectors")
+    if counters["failed"]:
+        click.echo(f"{counters['failed']:,} files could not be used: searchengine status --failures lists them")
+    if counters["unlistable"]:
+        click.echo(f"{counters['unlistable']:,} folders could not be listed; nothing in them was taken for deleted")
+    if counters["images_per_second"]:
+        rate = f"{counters['images_per_second']:.1f} images a second"
+        click.echo(f"{counters['seconds']:.1f} s, {rate}, encoder {counters['model']}")
+
+
+def _changes(counters: dict[str, Any]) -> str:
+    names = ("added", "updated", "moved", "deleted")
+    return ", ".join(f"{counters[name]:,} {name}" for name in names if counters[name])
 
 
 def _refuse_useless_download(settings: Settings) -> None:

@@ -14,6 +14,7 @@ from searchengine.cli.output import notice, progress_bar
 from searchengine.errors import IndexNotFound, ModelUnusable
 
 if TYPE_CHECKING:
+    from searchengine.decode import DecodeLimits
     from searchengine.index.layout import IndexIdentity
     from searchengine.index.reader import Index
     from searchengine.models.published import PublishedFile
@@ -100,6 +101,17 @@ def settings_from(**flags: Any) -> Settings:
     from searchengine.settings import load_settings
 
     return load_settings(flags)
+
+
+def limits_from(settings: Settings) -> DecodeLimits:
+    from searchengine.decode import DecodeLimits
+
+    return DecodeLimits(
+        max_pixels=settings.max_pixels,
+        max_file_bytes=settings.max_file_bytes,
+        max_seconds=settings.max_decode_seconds,
+        max_memory_bytes=settings.max_decode_memory_bytes,
+    )
 
 
 def open_for_reading(settings: Settings) -> Index:

@@ -74,7 +74,10 @@ def print_table(hits: Sequence[Hit], *, match: float) -> None:
 
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives a function (done, total) that draws a bar on a terminal and does nothing elsewhere."""
+    """Gives a function (done, total) that draws a bar on a terminal and does nothing elsewhere.
+
+    A bar begins with `done` 0 and is gone with `total`, so that one function does for one job after another.
+    """
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
@@ -82,8 +85,10 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     drawn = 0.0
 
     def advance(done: int, total: int) -> None:
-        nonlocal drawn
+        nonlocal started, drawn
         now = time.monotonic()
+        if not done:
+            started = now
         if not total or (done < total and now - drawn < PROGRESS_INTERVAL_SECONDS):
             return
         drawn = now
@@ -93,13 +98,20 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
         bar = "#" * filled + "-" * (24 - filled)
         sys.stderr.write(f"{CLEAR_LINE}{label} [{bar}] {done:,}/{total:,}, {rate:.1f}/s{left}")
         sys.stderr.flush()
+        if done >= total:
+            clear()
+
+    def clear() -> None:
+        nonlocal drawn
+        if drawn:
+            sys.stderr.write(CLEAR_LINE)
+            sys.stderr.flush()
+        drawn = 0.0
 
     try:
         yield advance
     finally:
-        if drawn:
-            sys.stderr.write(CLEAR_LINE)
-            sys.stderr.flush()
+        clear()
 
 
 @contextmanager

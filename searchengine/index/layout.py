@@ -1,7 +1,7 @@
 """Where things are in an index folder, and the immutable identity card ``index.json``.
 
 photos.index/
-  index.json               format version, encoder name, fingerprint and precision, dim, metric; written once
+  index.json               format version, encoder name, fingerprint and precision, dim, metric, checksum; written once
   metadata.sqlite          the only commit point (WAL)
   segments/00000001.faiss  immutable, IndexIDMap2 over IndexFlatIP
   lock                     the single writer's
@@ -9,19 +9,23 @@ photos.index/
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from searchengine.errors import IndexFormatError, IndexNotFound, IndexUnusable
+from searchengine.errors import IndexFormatError, IndexNotFound, IndexTooNew, IndexUnusable
 from searchengine.text import printable
 
 FORMAT_VERSION = 1
 METRIC = "inner_product"
+CHECKSUM = "checksum"  # in index.json, over all its other fields
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
 RESTORE = "restore it from a backup, or delete the index folder and index again"
+REPAIR = "run `searchengine verify --repair`, then index again; or restore it from a backup"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,16 @@ class IndexPaths:
     @property
     def database(self) -> Path:
         return self.folder / "metadata.sqlite"
+
+    @property
+    def new_database(self) -> Path:
+        """Where a repair puts together what it could save."""
+        return self.folder / "metadata.sqlite.tmp"
+
+    @property
+    def damaged_database(self) -> Path:
+        """What a repair keeps of tables that it had to put together anew."""
+        return self.folder / "metadata.sqlite.damaged"
 
     @property
     def segments(self) -> Path:
@@ -83,9 +97,11 @@ def read_identity(folder: Path) -> IndexIdentity:
         raise IndexUnusable(f"the index at {shown} cannot be read: {error.strerror}; check its permissions") from None
     except (ValueError, RecursionError) as error:
         raise IndexFormatError(f"{shown}/index.json is damaged ({error}); {RESTORE}") from None
+    if isinstance(fields, dict):
+        fields.pop(CHECKSUM, None)
     version = fields.get("format_version") if isinstance(fields, dict) else None
     if type(version) is int and version > FORMAT_VERSION:
-        raise IndexFormatError(
+        raise IndexTooNew(
             f"the index at {shown} has format {version}, this program knows up to {FORMAT_VERSION}; "
             "upgrade searchengine, or index into another folder"
         )
@@ -107,7 +123,19 @@ def read_identity(folder: Path) -> IndexIdentity:
 
 
 def write_identity(folder: Path, identity: IndexIdentity) -> None:
-    write_durably(IndexPaths(folder).identity, (json.dumps(asdict(identity), indent=2) + "\n").encode())
+    fields = asdict(identity)
+    fields[CHECKSUM] = _checksum(fields)
+    write_durably(IndexPaths(folder).identity, (json.dumps(fields, indent=2) + "\n").encode())
+
+
+def identity_is_intact(folder: Path) -> bool:
+    """Whether a readable ``index.json`` says what was written; cards from before checksums are taken for intact."""
+    fields = json.loads(IndexPaths(folder).identity.read_text("utf-8"))
+    return CHECKSUM not in fields or fields.pop(CHECKSUM) == _checksum(fields)
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -123,9 +151,23 @@ def publish(temporary: Path, path: Path) -> None:
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it that are missing, so that they survive a crash."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, where the system can."""
     if hasattr(os, "O_DIRECTORY"):
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(folder)
+            os.fsync(descriptor)
         finally:
-            os.close(folder)
+            os.close(descriptor)

@@ -15,16 +15,14 @@ from typing import Any
 import faiss
 import numpy as np
 import sqlalchemy as sa
-from numpy.typing import NDArray
 
 from searchengine.errors import IndexFormatError
 from searchengine.index.filters import Filters
 from searchengine.index.layout import RESTORE, IndexIdentity, IndexPaths, index_folder, read_identity
 from searchengine.index.schema import connect_for_reading, failures, images, runs, schema_version, segments, vectors
+from searchengine.index.segments import Ids, Segment, load_segment
 from searchengine.text import printable
 from searchengine.vectors import FloatMatrix
-
-Ids = NDArray[np.int64]
 
 # SQLite's default bound on variables in one statement is 32,766; lists of ids are sent in pieces below it.
 IDS_PER_STATEMENT = 10_000
@@ -48,21 +46,6 @@ class ImageRow:
     longitude: float | None
     camera: str | None
     vector_id: int
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One immutable FAISS file. Row i of its matrix is the vector with id `ids[i]`."""
-
-    file: str
-    faiss_index: Any
-    ids: Ids
-
-    def vectors(self) -> FloatMatrix:
-        """The stored matrix (n, dim), without a copy. Valid while the segment is."""
-        flat: Any = faiss.downcast_index(self.faiss_index.index)
-        floats: FloatMatrix = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
-        return floats
 
 
 @dataclass(frozen=True)
@@ -93,7 +76,6 @@ class Index:
         with self._errors_named():
             self._watch = self._engine.connect()
         self._snapshot: Snapshot | None = None
-        self._snapshot_version = -1
 
     def __enter__(self) -> Index:
         return self
@@ -112,11 +94,15 @@ class Index:
     def snapshot(self) -> Snapshot:
         """The newest committed state; loaded anew only after a commit."""
         with self._lock, self._errors_named():
-            version = int(self._watch.exec_driver_sql("PRAGMA data_version").scalar_one())
-            self._watch.rollback()
-            if self._snapshot is None or version != self._snapshot_version:
-                self._snapshot = self._load(version)
-                self._snapshot_version = version
+            version = self._data_version()
+            while self._snapshot is None or version != self._snapshot.version:
+                try:
+                    self._snapshot = self._load(version)
+                except IndexFormatError:
+                    # `compact` may have deleted a segment after its row was read here; then it has committed since.
+                    before, version = version, self._data_version()
+                    if version == before:
+                        raise
             return self._snapshot
 
     def search(self, queries: FloatMatrix, *, k: int, among: Ids | None = None) -> tuple[FloatMatrix, Ids]:
@@ -131,7 +117,7 @@ class Index:
         selector = None if allowed is None else faiss.IDSelectorBatch(allowed)
         parameters = None if selector is None else faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
         width = min(k, len(snapshot) if allowed is None else len(allowed))
-        found = [_nearest(segment, queries, width, parameters) for segment in snapshot.segments if width]
+        found = [segment.nearest(queries, k=width, parameters=parameters) for segment in snapshot.segments if width]
         if not found:
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         scores = np.concatenate([scores for scores, _ in found], axis=1)
@@ -255,8 +241,14 @@ class Index:
         except sa.exc.DBAPIError as error:
             raise IndexFormatError(
                 f"the tables of the index at {printable(str(self.folder))} cannot be read ({error.orig}); "
-                "check the disk and permissions, restore the index, or index again"
+                "check the disk and permissions, run `searchengine verify --repair`, or restore it and index again"
             ) from None
+
+    def _data_version(self) -> int:
+        """Changes with each commit of another process."""
+        version = int(self._watch.exec_driver_sql("PRAGMA data_version").scalar_one())
+        self._watch.rollback()
+        return version
 
     def _load(self, version: int) -> Snapshot:
         with self._reading() as connection:
@@ -270,37 +262,9 @@ class Index:
         known = {segment.file: segment for segment in self._snapshot.segments} if self._snapshot else {}
         return Snapshot(
             version=version,
-            segments=tuple(known.get(file) or self._load_segment(file, count) for file, count in rows),
+            segments=tuple(
+                known.get(file) or load_segment(self._paths.segment(file), count=count, dim=self.dim)
+                for file, count in rows
+            ),
             alive=alive,
         )
-
-    def _load_segment(self, file: str, count: int) -> Segment:
-        path = self._paths.segment(file)
-        try:
-            loaded: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError as error:
-            reason = "is missing" if not path.exists() else f"cannot be read ({str(error).splitlines()[0][:200]})"
-            raise IndexFormatError(f"{printable(str(path))} {reason}; {RESTORE}") from None
-        if not isinstance(loaded, faiss.IndexIDMap2) or not isinstance(
-            faiss.downcast_index(loaded.index), faiss.IndexFlatIP
-        ):
-            raise IndexFormatError(f"{printable(str(path))} is no segment of an index; {RESTORE}")
-        if loaded.ntotal != count or loaded.d != self.dim or loaded.metric_type != faiss.METRIC_INNER_PRODUCT:
-            raise IndexFormatError(
-                f"{printable(str(path))} holds {loaded.ntotal} vectors of dimension {loaded.d}, expected "
-                f"{count} of {self.dim}; {RESTORE}"
-            )
-        return Segment(file=file, faiss_index=loaded, ids=faiss.vector_to_array(loaded.id_map))
-
-
-def _nearest(segment: Segment, queries: FloatMatrix, k: int, parameters: Any) -> tuple[FloatMatrix, Ids]:
-    """At least the k best of one segment. Of equal scores FAISS keeps whichever it likes, so it is asked for more until
-    what it leaves out is worse than the k-th: then no choice is left to it."""
-    count = len(segment.ids)
-    asked = k + 1
-    while True:
-        asked = min(asked, count)
-        scores, ids = segment.faiss_index.search(queries, asked, params=parameters)
-        if asked == count or np.all((scores[:, k - 1] > scores[:, -1]) | (ids[:, -1] < 0)):
-            return scores, ids
-        asked *= 2

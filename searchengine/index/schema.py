@@ -16,7 +16,7 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool, StaticPool
 
-from searchengine.errors import IndexFormatError
+from searchengine.errors import IndexTooNew
 from searchengine.text import printable
 
 
@@ -97,13 +97,27 @@ failures = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
 )
 
+# The file systems that the last listing passed through: a folder below `prefix` that is empty, on another device than
+# this, is where a disk used to be mounted, and says nothing about the photos on it.
+mounts = sa.Table(
+    "mounts",
+    metadata,
+    sa.Column("store", Key, primary_key=True),
+    sa.Column("prefix", Key, primary_key=True),
+    sa.Column("device", sa.Integer, nullable=False),
+)
+
 
 def _create_tables(connection: sa.Connection) -> None:
-    metadata.create_all(connection, checkfirst=False)
+    metadata.create_all(connection, tables=[runs, segments, vectors, images, failures], checkfirst=False)
+
+
+def _add_mounts(connection: sa.Connection) -> None:
+    metadata.create_all(connection, tables=[mounts], checkfirst=False)
 
 
 # Entry n brings a database from version n to n + 1; SQLite's user_version records it in the same transaction.
-MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create_tables,)
+MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create_tables, _add_mounts)
 
 
 def connect_for_writing(database: Path) -> sa.Engine:
@@ -144,7 +158,7 @@ def open_read_only(database: Path) -> sqlite3.Connection:
 
 
 def migrate(engine: sa.Engine, database: Path) -> None:
-    """Bring the tables up to this program's version. Raises IndexFormatError for tables of a newer one."""
+    """Bring the tables up to this program's version. Raises IndexTooNew for those of a newer one."""
     with engine.begin() as connection:
         version = schema_version(connection, database)
     for number, step in enumerate(MIGRATIONS[version:], start=version + 1):
@@ -154,11 +168,16 @@ def migrate(engine: sa.Engine, database: Path) -> None:
 
 
 def schema_version(connection: sa.Connection, database: Path) -> int:
-    """Raises IndexFormatError where the tables are newer than this program."""
+    """Raises IndexTooNew where the tables are newer than this program."""
     version = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+    refuse_newer_tables(version, database)
+    return version
+
+
+def refuse_newer_tables(version: int, database: Path) -> None:
+    """Raises IndexTooNew."""
     if version > len(MIGRATIONS):
-        raise IndexFormatError(
+        raise IndexTooNew(
             f"{printable(str(database))} has tables of version {version}, this program knows up to "
             f"{len(MIGRATIONS)}; upgrade searchengine"
         )
-    return version

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +27,17 @@ class Unlistable:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """What is below `prefix` is on the file system `device`, as far as no other mount says otherwise."""
+
+    prefix: str
+    device: int
+
+
+Listed = StoredPhoto | Unlistable | Mount
+
+
 class ImageStore(Protocol):
     @property
     def name(self) -> str:
@@ -35,11 +47,23 @@ class ImageStore(Protocol):
     def prefix(self) -> str:
         """All keys of this store start with it; the crawl compares only known photos below it."""
 
-    def scan(self) -> Iterator[StoredPhoto | Unlistable]:
-        """List the photos below `prefix`. Raises StoreUnusable where nothing at all can be listed."""
+    def scan(self, prefix: str | None = None) -> Iterator[Listed]:
+        """List the store, or what of it is below `prefix`; a folder that is not there has nothing.
 
-    def read(self, key: str, *, max_bytes: int) -> bytes:
-        """The bytes of one photo. Raises ImageError where they cannot be had, or are more than `max_bytes`."""
+        May break off with StoreUnusable: then nothing there is taken for deleted.
+        """
+
+    def read(self, key: str, *, max_bytes: int) -> tuple[StoredPhoto, bytes]:
+        """The bytes of one photo, all of one moment, with its size and time at that moment.
+
+        Raises ImageError where they cannot be had, or are more than `max_bytes`.
+        """
+
+    def head(self, key: str) -> bytes:
+        """The first HEAD_BYTES of a file, as far as it has them. Raises ImageError where they cannot be had."""
+
+
+HEAD_BYTES = 32
 
 
 def open_store(location: str) -> ImageStore:
@@ -51,8 +75,34 @@ def open_store(location: str) -> ImageStore:
     return LocalStore(location)
 
 
+def open_stores(locations: Iterable[str | os.PathLike[str]]) -> list[ImageStore]:
+    """One store for each location; a folder inside another one is listed only once. Raises as `open_store` does."""
+    if isinstance(locations, str | bytes | os.PathLike):  # as a sequence, "~/Pictures" would begin with all of "~"
+        raise UsageError(f"stores is {locations!r}; it must be a list of folders")
+    stores = {store.prefix: store for store in (open_store(os.fspath(location)) for location in locations)}
+    return [
+        store
+        for prefix, store in stores.items()
+        if not any(prefix != other and prefix.startswith(other) for other in stores)
+    ]
+
+
 def read_photo(store: str, key: str, *, max_bytes: int) -> bytes:
     """The bytes of a photo that the index knows by its `store` name and `key`. Raises ImageError."""
     from searchengine.stores.local import read_local
 
     return read_local(key, max_bytes=max_bytes)
+
+
+def device_of(store: str, prefix: str) -> int | None:
+    """The file system of what is at `prefix`, or would be if it were there. None where that cannot be told."""
+    from searchengine.stores.local import local_device
+
+    return local_device(prefix)
+
+
+def is_there(store: str, key: str) -> bool:
+    """Whether there is a file of that name; also where that cannot be told."""
+    from searchengine.stores.local import is_there_locally
+
+    return is_there_locally(key)

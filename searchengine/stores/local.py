@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from searchengine.errors import ImageError, StoreUnusable
-from searchengine.stores import StoredPhoto, Unlistable
+from searchengine.stores import HEAD_BYTES, Listed, Mount, StoredPhoto, Unlistable
 from searchengine.text import printable
 
 LOCAL = "local"
@@ -21,8 +21,8 @@ LOCAL = "local"
 SKIPPED_FOLDERS = frozenset({"@eaDir", "node_modules"})
 
 
-# The year 2262, as far as SQLite's integers reach; some file systems hold later times.
-MAX_MTIME_NS = 2**63 - 1
+# As far as SQLite's integers reach: as a time the year 2262, and some file systems hold later ones.
+MAX_INTEGER = 2**63 - 1
 
 
 class LocalStore:
@@ -45,31 +45,61 @@ class LocalStore:
             raise StoreUnusable(f"the folder {shown} cannot be read; check its permissions")
         self.prefix = os.path.join(self.root, "")
 
-    def scan(self) -> Iterator[StoredPhoto | Unlistable]:
+    def scan(self, prefix: str | None = None) -> Iterator[Listed]:
         """Depth first, without recursion; hidden names, SKIPPED_FOLDERS and special files are left out.
 
         Links to files inside the folder count as files; links to folders, and links that lead out, are not followed.
         """
-        pending = [str(self.root)]
+        prefix = prefix or self.prefix
+        try:
+            if not self._reaches(prefix):
+                return
+        except OSError as error:
+            yield Unlistable(prefix, error.strerror or str(error))
+            return
+        pending = [(prefix.rstrip(os.sep) or os.sep, -1)]
         while pending:
-            folder = pending.pop()
+            folder, device_above = pending.pop()
             try:
+                device = _device(os.stat(folder))
+                if device != device_above:
+                    yield Mount(os.path.join(folder, ""), device)
                 with os.scandir(folder) as entries:
                     for entry in entries:
-                        yield from self._look_at(entry, pending)
+                        yield from self._look_at(entry, device, pending)
             except OSError as error:
                 yield Unlistable(os.path.join(folder, ""), error.strerror or str(error))
 
-    def read(self, key: str, *, max_bytes: int) -> bytes:
-        return read_local(key, max_bytes=max_bytes)
+    def _reaches(self, prefix: str) -> bool:
+        """Whether a listing of the whole store comes by the folder `prefix`."""
+        folder = str(self.root)
+        for name in prefix.removeprefix(self.prefix).split(os.sep)[:-1]:
+            folder = os.path.join(folder, name)
+            try:
+                if _is_skipped(name) or not stat.S_ISDIR(os.lstat(folder).st_mode):
+                    return False
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+        return True
 
-    def _look_at(self, entry: os.DirEntry[str], pending: list[str]) -> Iterator[StoredPhoto | Unlistable]:
-        if entry.name.startswith("."):
+    def read(self, key: str, *, max_bytes: int) -> tuple[StoredPhoto, bytes]:
+        return _read(key, max_bytes=max_bytes)
+
+    def head(self, key: str) -> bytes:
+        try:
+            with open(key, "rb", buffering=0, opener=_open_without_waiting) as file:
+                return file.read(HEAD_BYTES)
+        except OSError as error:
+            raise ImageError(f"cannot be read: {error.strerror or error}") from None
+
+    def _look_at(
+        self, entry: os.DirEntry[str], device: int, pending: list[tuple[str, int]]
+    ) -> Iterator[StoredPhoto | Unlistable]:
+        if _is_skipped(entry.name):
             return
         try:
             if entry.is_dir(follow_symlinks=False):
-                if entry.name not in SKIPPED_FOLDERS:
-                    pending.append(entry.path)
+                pending.append((entry.path, device))
                 return
             if entry.is_symlink() and not os.path.realpath(entry.path).startswith(self.prefix):
                 return
@@ -81,23 +111,69 @@ class LocalStore:
                 yield Unlistable(entry.path, error.strerror or str(error))
             return
         if stat.S_ISREG(status.st_mode):
-            yield StoredPhoto(entry.path, status.st_size, min(status.st_mtime_ns, MAX_MTIME_NS))
+            yield _stored(entry.path, status)
+
+
+def _is_skipped(name: str) -> bool:
+    return name.startswith(".") or name in SKIPPED_FOLDERS
 
 
 def read_local(path: str, *, max_bytes: int) -> bytes:
-    """The bytes of a regular file, at most `max_bytes`. Raises ImageError with the reason."""
+    """The bytes of a regular file, at most `max_bytes`, all of one moment. Raises ImageError with the reason."""
+    return _read(path, max_bytes=max_bytes)[1]
+
+
+def _read(path: str, *, max_bytes: int) -> tuple[StoredPhoto, bytes]:
     try:
-        # O_NONBLOCK: a fifo that took a photo's place between listing and reading must not hang the run.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            before = os.fstat(file.fileno())
+            if not stat.S_ISREG(before.st_mode):
                 raise ImageError("not a regular file")
             # Not read(max_bytes + 1): that takes the memory for a file of the limit's size before it reads.
-            too_large = status.st_size > max_bytes
+            too_large = before.st_size > max_bytes
             data = b"" if too_large else file.read()
+            after = os.fstat(file.fileno())
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if too_large or len(data) > max_bytes:
         raise ImageError(f"larger than the limit of {max_bytes:,} bytes (setting max_file_bytes)")
-    return data
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise ImageError("it changed while it was being read")
+    return _stored(path, after), data
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """A fifo that took a photo's place between listing and reading must not hang the run."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def is_there_locally(path: str) -> bool:
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):
+        pass
+    return True
+
+
+def local_device(path: str) -> int | None:
+    """The device of the nearest folder above, or of `path` itself, that is there."""
+    while True:
+        try:
+            return _device(os.stat(path))
+        except (FileNotFoundError, NotADirectoryError):
+            above = os.path.dirname(path.rstrip(os.sep))
+            if above == path:
+                return None
+            path = above
+        except OSError:
+            return None
+
+
+def _stored(path: str, status: os.stat_result) -> StoredPhoto:
+    return StoredPhoto(path, status.st_size, min(status.st_mtime_ns, MAX_INTEGER))
+
+
+def _device(status: os.stat_result) -> int:
+    return status.st_dev & MAX_INTEGER

@@ -1,0 +1,45 @@
+"""What a run counts and tells while it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What a run did: scanned = added + updated + moved + unchanged + failed.
+
+    `duplicates` counts those of the added and updated photos that are exact copies of other photos in the index.
+    `unlistable` counts folders that could not be listed, from which nothing was deleted.
+    `images_per_second` is the rate at which photos were embedded.
+    """
+
+    scanned: int = 0
+    added: int = 0
+    updated: int = 0
+    moved: int = 0
+    deleted: int = 0
+    unchanged: int = 0
+    duplicates: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+    model: str = ""
+    unlistable: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is: `done` of `total` files that are new or changed."""
+
+    done: int
+    total: int
+
+
+OnProgress = Callable[[Progress], None]
+OnSkip = Callable[[str, str], None]  # (key, reason)

@@ -1,0 +1,87 @@
+"""Segment files: how they are written, and which files of an index folder belong to nobody."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Container, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import faiss
+import sqlalchemy as sa
+
+from searchengine.index.layout import IndexPaths, publish
+from searchengine.index.schema import segments
+from searchengine.index.segments import Ids
+from searchengine.vectors import FloatMatrix
+
+
+def segment_file(number: int) -> str:
+    return f"{number:08d}.faiss"
+
+
+def write_segment(path: Path, pieces: Iterable[tuple[Ids, FloatMatrix]], *, dim: int) -> tuple[int, str]:
+    """Write vectors, ids int64 (n,) and rows float32 (n, dim) a piece, under a temporary name, then publish them.
+
+    Returns how many they are, and the sha256 of the file. Raises OSError.
+    """
+    index: Any = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
+    for ids, matrix in pieces:
+        index.add_with_ids(matrix, ids)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        _write(index, temporary)
+        sha256 = sha256_of(temporary)
+        publish(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # on a full disk it matters
+        raise
+    return int(index.ntotal), sha256
+
+
+def _write(index: Any, path: Path) -> None:
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:  # in the words of FAISS's source code, with the system's own in brackets at the end
+        reason = re.search(r"\(([^()]+)\)\s*$", str(error))
+        raise OSError(reason[1] if reason else "a segment could not be written") from None
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def next_id(connection: sa.Connection, table: str) -> int:
+    """One past the highest id that `table` ever had: ids of dropped rows are not given out again."""
+    query = sa.text("SELECT seq FROM sqlite_sequence WHERE name = :table")
+    return int(connection.execute(query, {"table": table}).scalar() or 0) + 1
+
+
+def orphans(paths: IndexPaths, named: Container[str]) -> list[Path]:
+    """Files that this program makes, left by a process that was killed: segments not in `named`, and unfinished files.
+
+    What else may lie in the folders is the user's. While another process writes, its newest files look like orphans.
+    """
+    unfinished = [paths.identity.with_name(paths.identity.name + ".tmp"), *paths.folder.glob("metadata.sqlite.tmp*")]
+    unnamed = [
+        file
+        for file in paths.segments.glob("*")
+        if file.suffix in {".faiss", ".tmp"} and file.name not in named and not file.name.startswith(".")
+    ]
+    return sorted(file for file in (*unfinished, *unnamed) if file.is_file())
+
+
+def delete_orphans(engine: sa.Engine, paths: IndexPaths) -> None:
+    """Only under the writer's lock. What cannot be deleted does no harm."""
+    with engine.begin() as connection:
+        named = set(connection.execute(sa.select(segments.c.file)).scalars())
+        left = orphans(paths, named)
+        # Damaged tables may have lost rows without a word; what they named is not to be deleted.
+        if left and connection.exec_driver_sql("PRAGMA integrity_check(segments)").scalars().all() != ["ok"]:
+            return
+    for file in left:
+        with suppress(OSError):
+            file.unlink()
