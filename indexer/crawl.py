@@ -60,6 +60,7 @@ class Crawl:
     engine: sa.Engine
     retry_failed: bool = False
     scanned: int = 0
+    ignored: int = 0
     unlistable: list[tuple[ImageStore, Unlistable]] = field(default_factory=list)
     _mounts: list[tuple[Part, Mount]] = field(default_factory=list)
     _untold: set[str] = field(default_factory=set)
@@ -90,6 +91,7 @@ class Crawl:
         unchanged = self._count(sa.and_(*_same_as(images)))
         still_failing = 0 if self.retry_failed else self._count(sa.and_(*_same_as(failures)))
         report.scanned += self.scanned
+        report.ignored += self.ignored
         report.unchanged += unchanged
         report.failed += still_failing
         return self.scanned - unchanged - still_failing
@@ -190,10 +192,12 @@ class Crawl:
             if not self.globs.includes(path) or self.globs.excludes(path):
                 return False
         try:
-            return is_photo(store, key)
+            wanted = is_photo(store, key)
         except ImageError:
             self._untold.add(key)
             return False
+        self.ignored += not wanted
+        return wanted
 
     def _insert(self, rows: list[tuple[bytes, bytes, int, int]]) -> None:
         if rows:

@@ -12,6 +12,7 @@ class Report:
     """What a run did: scanned = added + updated + moved + unchanged + failed.
 
     `duplicates` counts those of the added and updated photos that are exact copies of other photos in the index.
+    `ignored` counts files that are no photos, by their names or, where these have no extension, their content.
     `unlistable` counts folders that could not be listed, from which nothing was deleted.
     `images_per_second` is the rate at which photos were embedded.
     """
@@ -28,6 +29,7 @@ class Report:
     images_per_second: float = 0.0
     model: str = ""
     unlistable: int = 0
+    ignored: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -230,7 +230,7 @@ def _orphans(paths: IndexPaths, *, locked: bool, on_notice: Callable[[str], None
         Problem(
             kind="orphan",
             object=printable(str(file.relative_to(paths.folder))),
-            message="belongs to nobody: a process was killed while it wrote",
+            message="belongs to nobody: left by a process that was killed, or by a repair",
             remedy=REPAIR_ALONE,
             fix=DeleteFile(file),
         )

@@ -424,7 +424,9 @@ def test_only_pictures_count_and_case_does_not(update: Update, paint: Paint, tmp
     paint("photos/b.png", 2).rename(tmp_path / "photos" / "b.JPEG")
     (tmp_path / "photos" / "c.txt").write_text("no")
     (tmp_path / "photos" / "png").write_text("no")
-    assert counters(update()) == {"added": 2}
+    report = update()
+    assert counters(report) == {"added": 2}
+    assert (report.scanned, report.ignored) == (2, 2), "what is left out is counted"
 
 
 def test_a_run_with_include_looks_only_at_what_matches(update: Update, paint: Paint, tmp_path: Path) -> None:

@@ -123,7 +123,11 @@ def test_every_error_has_its_place_in_the_tree_and_its_exit_code() -> None:
         assert issubclass(kind, errors.SearchEngineError)
         assert kind.exit_code in {2, 3, 4}
         assert f" {kind.__name__} " in drawing.replace("\n", " \n"), f"{kind.__name__} is missing from the drawing"
-    drawn = {word for word in drawing.split() if word.endswith(("Error", "Unusable", "NotFound", "Locked", "Mismatch", "TooNew"))}
+    drawn = {
+        word
+        for word in drawing.split()
+        if word.endswith(("Error", "Unusable", "NotFound", "Locked", "Mismatch", "TooNew"))
+    }
     assert drawn == {kind.__name__ for kind in ERRORS}
 
 

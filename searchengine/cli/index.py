@@ -162,6 +162,8 @@ def _print_counters(counters: dict[str, Any], *, as_json: bool, remark: str = ""
         click.echo(f"{counters['duplicates']:,} of them are exact copies of others and share their vectors")
     if counters["failed"]:
         click.echo(f"{counters['failed']:,} files could not be used: searchengine status --failures lists them")
+    if counters["ignored"]:
+        click.echo(f"{counters['ignored']:,} other files are no photos, by name or content, and were left out")
     if counters["unlistable"]:
         click.echo(f"{counters['unlistable']:,} folders could not be listed; nothing in them was taken for deleted")
     if counters["images_per_second"]:
