@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from searchengine.index.schema import Key, encode_key, failures, images, vectors
 from searchengine.stores import ImageStore, Mount, StoredPhoto, Unlistable, device_of, is_there
 
 ROWS_PER_PAGE = 5000
+ROWS_OF_ONE_CONTENT = 100
 
 _scratch = sa.MetaData()
 
@@ -65,6 +66,7 @@ class Crawl:
     _mounts: list[tuple[Part, Mount]] = field(default_factory=list)
     _untold: set[str] = field(default_factory=set)
     """Names and prefixes of which this listing tells nothing."""
+    _second_look: tuple[tuple[str, str], set[str]] = (("", ""), set())
 
     def list_stores(self, *, stop: threading.Event) -> None:
         """Fill the temporary table, until `stop` is set."""
@@ -107,18 +109,24 @@ class Crawl:
             for store, key, size_bytes, mtime_ns, is_known in page:
                 yield Change(store=stores[store], listed=StoredPhoto(key, size_bytes, mtime_ns), known=bool(is_known))
 
-    def former_row_of(self, content_hash: bytes, *, taken: Container[int]) -> int | None:
-        """The id, not one of `taken`, of a known photo with this content whose file is gone: the one that moved."""
-        query = (
-            sa.select(images.c.id, images.c.store, images.c.key)
-            .join(vectors, vectors.c.id == images.c.vector_id)
-            .where(vectors.c.content_hash == content_hash, ~_is_listed(images))
-            .order_by(images.c.id)
-        )
-        for row in self._rows(query):
-            if row.id not in taken and self._is_gone_anywhere(row.store, row.key):
-                return int(row.id)
-        return None
+    def former_row_of(self, content_hash: bytes, *, after: int) -> int | None:
+        """The first id beyond `after` of a known photo with this content whose file is gone: one that moved."""
+        last = after
+        while True:
+            query = (
+                sa.select(images.c.id, images.c.store, images.c.key)
+                .join(vectors, vectors.c.id == images.c.vector_id)
+                .where(vectors.c.content_hash == content_hash, images.c.id > last, ~_is_listed(images))
+                .order_by(images.c.id)
+                .limit(ROWS_OF_ONE_CONTENT)
+            )
+            page = self._rows(query)
+            if not page:
+                return None
+            for row in page:
+                if self._is_gone_anywhere(row.store, row.key):
+                    return int(row.id)
+            last = page[-1].id
 
     def gone(self) -> Iterator[list[int]]:
         """Pages of ids of known photos whose files are no longer there."""
@@ -138,17 +146,6 @@ class Crawl:
             )
             for page in self._pages(names.where(*_below(failures, part), as_before), failures):
                 yield [(row.store, row.key) for row in page]
-
-    def has_other_photo(self, content_hash: bytes, *, store: str, key: str) -> bool:
-        """Whether the index has a photo of this content under another name."""
-        query = (
-            sa.select(images.c.id)
-            .join(vectors, vectors.c.id == images.c.vector_id)
-            .where(vectors.c.content_hash == content_hash)
-            .where(sa.or_(images.c.store != store, images.c.key != key))
-            .limit(1)
-        )
-        return bool(self._rows(query))
 
     # -- listing -----------------------------------------------------------------------------------------------
 
@@ -175,22 +172,22 @@ class Crawl:
 
     def _find_missing_mounts(self, part: Part) -> None:
         with self.engine.begin() as connection:
-            for prefix in changed_mounts(connection, part):
-                place = Part(store=part.store, prefix=prefix)
-                found, known = (sa.select(table.c.key).where(*_below(table, place)) for table in (listing, images))
-                if not connection.execute(found.limit(1)).first() and connection.execute(known.limit(1)).first():
+            for prefix, mounts_below in changed_mounts(connection, part):
+                known = sa.select(images.c.key).where(*_below(images, Part(store=part.store, prefix=prefix)))
+                known = known.where(*(~starts_with(images.c.key, other) for other in mounts_below))
+                found = connection.execute(known.where(_is_listed(images)).limit(1)).first()
+                if not found and any(self._is_looked_at(part.store, key) for (key,) in connection.execute(known)):
                     reason = "the disk that was there is not mounted (--exclude forgets what was on it)"
                     self._tells_nothing(part.store, Unlistable(prefix, reason))
 
     def _tells_nothing(self, store: ImageStore, part: Unlistable) -> None:
         self.unlistable.append((store, part))
-        self._untold.add(part.prefix)
+        # The name of an entry that could not be looked at may be that of a folder.
+        self._untold |= {part.prefix, os.path.join(part.prefix, "")}
 
     def _wanted(self, store: ImageStore, key: str) -> bool:
-        if self.globs.include or self.globs.exclude:
-            path = key.removeprefix(store.prefix)
-            if not self.globs.includes(path) or self.globs.excludes(path):
-                return False
+        if not self._is_looked_at(store, key):
+            return False
         try:
             wanted = is_photo(store, key)
         except ImageError:
@@ -198,6 +195,12 @@ class Crawl:
             return False
         self.ignored += not wanted
         return wanted
+
+    def _is_looked_at(self, store: ImageStore, key: str) -> bool:
+        if not self.globs.include and not self.globs.exclude:
+            return True
+        path = key.removeprefix(store.prefix)
+        return self.globs.includes(path) and not self.globs.excludes(path)
 
     def _insert(self, rows: list[tuple[bytes, bytes, int, int]]) -> None:
         if rows:
@@ -214,7 +217,21 @@ class Crawl:
         path = key.removeprefix(part.store.prefix)
         if self.globs.excludes(path):
             return True
-        return self.globs.includes(path) and not self._is_untold(key)
+        is_folder = key.endswith(os.sep)  # one that could not be listed, and is in `failures` for that
+        if self._is_untold(key) or not (is_folder or self.globs.includes(path)):
+            return False
+        return is_folder or not is_there(part.store.name, key) or not self._is_in_its_folder(part.store, key)
+
+    def _is_in_its_folder(self, store: ImageStore, key: str) -> bool:
+        """Some file systems leave a file out of a listing that is replaced meanwhile, as editors do when they save."""
+        folder = os.path.dirname(key)
+        if self._second_look[0] != (store.name, folder):
+            try:
+                names = {item.key for item in store.files_in(folder) if self._wanted(store, item.key)}
+            except StoreUnusable:
+                return True
+            self._second_look = (store.name, folder), names
+        return key in self._second_look[1]
 
     def _is_gone_anywhere(self, store: str, key: str) -> bool:
         for part in self.parts:

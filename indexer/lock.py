@@ -21,6 +21,8 @@ from searchengine.text import printable
 
 # A run that watches, or that is started each minute, would fill the table in the course of years.
 RUNS_KEPT = 1000
+# `verify` takes the lock for a moment to see what belongs to nobody.
+LOCK_SECONDS = 1.0
 
 
 class LockedIndex:
@@ -38,7 +40,7 @@ class LockedIndex:
         with self.disk_errors():
             self._lock = filelock.FileLock(self.paths.lock)
             try:
-                self._lock.acquire(blocking=False)
+                self._lock.acquire(timeout=LOCK_SECONDS, poll_interval=0.05)
             except filelock.Timeout:
                 raise IndexLocked(
                     f"another process is writing the index at {printable(str(self.folder))}{self._holder()}; "
@@ -90,6 +92,11 @@ class LockedIndex:
         # SQLite tells damage by the bare class, and what can pass (a full disk, a lock) by a class below it.
         if type(cause) is sqlite3.DatabaseError:
             return IndexFormatError(f"the tables of the index at {shown} are damaged ({cause}); {REPAIR}")
+        if getattr(cause, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+            return IndexUnusable(
+                f"the index at {shown} cannot be written: another program holds its metadata.sqlite; end that, then "
+                "run again (everything committed so far is safe)"
+            )
         reason = getattr(cause, "strerror", None) or str(cause).partition("\n")[0][:200] or type(cause).__name__
         return IndexUnusable(
             f"the index at {shown} cannot be written: {reason}; free space or fix permissions, then run again "

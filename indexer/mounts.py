@@ -1,7 +1,7 @@
 """Disks come and go: the file systems that a listing passed through are recorded with the index.
 
-An empty place on another file system than last time is where a disk used to be mounted, and says nothing about the
-photos that are on it.
+A place on another file system than last time, without a single photo that was known there, is where a disk used to be
+mounted, and says nothing about the photos that are on it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,17 @@ def recorded_device(connection: sa.Connection, store: str, key: str) -> int | No
     return device
 
 
-def changed_mounts(connection: sa.Connection, part: Part) -> list[str]:
-    """Prefixes in `part` that are on another file system now than when they were recorded."""
+def changed_mounts(connection: sa.Connection, part: Part) -> list[tuple[str, list[str]]]:
+    """Prefixes in `part` that are on another file system now than when they were recorded, each with those below it."""
     recorded: dict[str, int | None] = dict(_recorded(connection, part))
     if part.prefix not in recorded:
         # None in an index of an older version: what is not known is taken for changed.
         recorded[part.prefix] = recorded_device(connection, part.store.name, part.prefix)
-    return [prefix for prefix, device in recorded.items() if device != device_of(part.store.name, prefix)]
+    return [
+        (prefix, [other for other in recorded if other != prefix and other.startswith(prefix)])
+        for prefix, device in recorded.items()
+        if device != device_of(part.store.name, prefix)
+    ]
 
 
 def record_mounts(connection: sa.Connection, part: Part, *, found: Mapping[str, int], keep: set[str]) -> None:

@@ -14,6 +14,7 @@ from contextlib import closing
 
 import numpy as np
 
+from indexer.copies import Copies
 from indexer.crawl import Change, Crawl
 from indexer.reading import Decoded, Failed, Known, KnownContent, PhotoReader
 from indexer.report import OnProgress, OnSkip, Progress, Report
@@ -95,6 +96,7 @@ class _Run:
         stop: threading.Event,
     ) -> None:
         self.crawl = crawl
+        self.copies = Copies(writer.engine)
         self.writer = writer
         self.encoder = encoder
         self.batch_size = batch_size
@@ -114,8 +116,9 @@ class _Run:
         )
         self.to_encode: list[Decoded] = []
         self.waiting: list[Known] = []
-        self.recorded: set[bytes] = set()  # contents of photos that the next commit will hold
+        self.recorded: list[tuple[str, str]] = []  # names of photos that the next commit adds or updates
         self.moved_rows: set[int] = set()  # rows that the next commit gives a new name
+        self.last_moved: dict[bytes, int] = {}  # content -> the last of these rows that had it
         self.embedded = 0
         self.last_commit = self.started
 
@@ -128,7 +131,7 @@ class _Run:
                 self._tell_unlistable(store, part)
             self._read_changes()
             self._forget_gone()
-            self._commit(finished=True)
+            self._finish()
         return self.report
 
     def _tell_unlistable(self, store: ImageStore, part: Unlistable) -> None:
@@ -141,12 +144,13 @@ class _Run:
     def _read_changes(self) -> None:
         total = self.crawl.count_known(self.report)
         self.on_progress(Progress(done=0, total=total))
-        with closing(self.reader.read_all(self.crawl.changes())) as outcomes:
+        with closing(self.reader.read_all(self.crawl.changes(), stop=self.stop)) as outcomes:
             for done, outcome in enumerate(outcomes, start=1):
                 self._take(outcome)
                 self._stop_if_asked()
                 if done % self.batch_size == 0 or done == total:
                     self.on_progress(Progress(done=done, total=total))
+        self._stop_if_asked()
         self._encode()
 
     def _forget_gone(self) -> None:
@@ -163,7 +167,7 @@ class _Run:
     def _stop_if_asked(self) -> None:
         if self.stop.is_set():
             self._encode()
-            self._commit(finished=True)
+            self._finish()
             raise KeyboardInterrupt
 
     def _take(self, outcome: Decoded | Known | Failed) -> None:
@@ -206,16 +210,9 @@ class _Run:
         for known in waiting:
             moved_from = None
             if not known.change.known:
-                moved_from = self.crawl.former_row_of(known.content_hash, taken=self.moved_rows)
-            if moved_from is None and self._is_copy(known):
-                self.report.duplicates += 1
+                after = self.last_moved.get(known.content_hash, 0)
+                moved_from = self.crawl.former_row_of(known.content_hash, after=after)
             self._record(known.change, known.content_hash, known.metadata, moved_from=moved_from)
-
-    def _is_copy(self, known: Known) -> bool:
-        """Its content is that of another photo, not just its own from before, or that of a photo long deleted."""
-        return known.content_hash in self.recorded or self.crawl.has_other_photo(
-            known.content_hash, store=known.change.store.name, key=known.change.listed.key
-        )
 
     def _record(self, change: Change, content_hash: bytes, metadata: PhotoMetadata, *, moved_from: int | None) -> None:
         self.writer.add_photo(
@@ -227,20 +224,29 @@ class _Run:
                 moved_from=moved_from,
             )
         )
-        self.recorded.add(content_hash)
         if moved_from is not None:
             self.moved_rows.add(moved_from)
+            self.last_moved[content_hash] = moved_from
             self.report.moved += 1
-        elif change.known:
+            return
+        self.recorded.append((change.store.name, change.listed.key))
+        if change.known:
             self.report.updated += 1
         else:
             self.report.added += 1
+
+    def _finish(self) -> None:
+        self._commit()
+        self.report.duplicates = self.copies.count()
+        self._commit(finished=True)
 
     def _commit(self, *, finished: bool = False) -> None:
         self.report.seconds = time.monotonic() - self.started
         self.report.images_per_second = self.embedded / max(self.report.seconds, 1e-9)
         self.writer.commit(report=self.report.as_dict(), finished=finished)
         self.known.keep_pending({decoded.content_hash for decoded in self.to_encode})
+        self.copies.note(self.recorded)
         self.recorded.clear()
         self.moved_rows.clear()  # they have their new names now
+        self.last_moved.clear()
         self.last_commit = time.monotonic()

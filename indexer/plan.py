@@ -40,6 +40,7 @@ def plan(
     with _tables_as_they_are(index_folder(index)) as engine:
         crawl = Crawl(parts=parts, globs=globs, engine=engine, retry_failed=retry_failed)
         crawl.list_stores(stop=threading.Event())
+        report.unlistable = len(crawl.unlistable)
         crawl.count_known(report)
         for change in crawl.changes():
             report.updated += change.known

@@ -9,7 +9,7 @@ import hashlib
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -18,8 +18,10 @@ from indexer.crawl import Change
 from searchengine.decode import DecodeLimits, Photo, decode_bytes, inspect_bytes
 from searchengine.errors import ImageError
 from searchengine.index.schema import open_read_only
-from searchengine.isolation import IsolatedDecoder
+from searchengine.isolation import DecoderKilled, IsolatedDecoder
 from searchengine.metadata import PhotoMetadata
+
+STOP_IS_SEEN_SECONDS = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +124,10 @@ class PhotoReader:
         self._ahead = ahead
         self._isolated = isolated
 
-    def read_all(self, changes: Iterable[Change]) -> Generator[Outcome, None, None]:
-        """One outcome for each change, in their order. Raises SearchEngineError where no process can be started.
+    def read_all(self, changes: Iterable[Change], *, stop: threading.Event) -> Generator[Outcome, None, None]:
+        """One outcome for each change, in their order, until `stop` is set.
+
+        Raises SearchEngineError where no process can be started.
 
         Closing the generator ends the processes at once, with what they are doing, and waits for the threads.
         """
@@ -137,8 +141,10 @@ class PhotoReader:
                 for change in changes:
                     under_way.append(pool.submit(self._read, change, idle))
                     if len(under_way) >= self._ahead:
+                        if not _is_done(under_way[0], stop):
+                            return
                         yield under_way.popleft().result()
-                while under_way:
+                while under_way and _is_done(under_way[0], stop):
                     yield under_way.popleft().result()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -154,13 +160,25 @@ class PhotoReader:
         change = replace(change, listed=listed)
         content_hash = hashlib.sha256(data).digest()
         decoder = idle.pop()
+        is_known = content_hash in self._known
         try:
-            if content_hash in self._known:
+            if is_known:
                 metadata = decoder.inspect_bytes(data)
                 return Known(change=change, content_hash=content_hash, metadata=metadata)
             photo = decoder.decode_bytes(data, image_size=self._image_size)
         except ImageError as error:
-            return Failed(change=change, reason=str(error), damaged=True)
+            # What was decoded before is not damaged, nor is what its decoder had no chance to judge.
+            damaged = not is_known and not isinstance(error, DecoderKilled)
+            return Failed(change=change, reason=str(error), damaged=damaged)
         finally:
             idle.append(decoder)
         return Decoded(change=change, content_hash=content_hash, photo=photo)
+
+
+def _is_done(future: Future[Outcome], stop: threading.Event) -> bool:
+    """Wait for it, and no longer once `stop` is set: a photo may keep its decoder busy for a minute."""
+    while not future.done():
+        if stop.is_set():
+            return False
+        wait([future], timeout=STOP_IS_SEEN_SECONDS)
+    return True

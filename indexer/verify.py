@@ -9,7 +9,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from searchengine.index.layout import (
     RESTORE,
     IndexIdentity,
     IndexPaths,
-    identity_is_intact,
     index_folder,
     read_identity,
 )
@@ -105,7 +104,9 @@ def verify(
             repaired += mended
         with suppress(sa.exc.DBAPIError, AttributeError), locked.engine.begin() as connection:
             locked.end_run(connection)
-    return Verification(problems=problems, repaired=repaired)
+    # What a repair has left is beyond it.
+    left = [replace(problem, remedy=RESTORE) if REPAIR_ALONE in problem.remedy else problem for problem in problems]
+    return Verification(problems=left, repaired=repaired)
 
 
 def _mend_all(
@@ -155,8 +156,6 @@ def _check_identity(paths: IndexPaths) -> tuple[IndexIdentity | None, list[Probl
     except IndexFormatError as error:
         message, _, remedy = str(error).partition("; ")
         return None, [Problem(kind="identity", object="index.json", message=message, remedy=remedy)]
-    if not identity_is_intact(paths.folder):
-        return None, [_lost("index.json", "is damaged: it does not say what was written (another checksum)")]
     try:
         paths.database.open("rb").close()
     except FileNotFoundError:
@@ -187,6 +186,17 @@ def _was_used(paths: IndexPaths) -> bool:
 def _open(paths: IndexPaths) -> sqlite3.Connection:
     """One committed state, on a connection that reads text which is no UTF-8. Raises IndexTooNew."""
     connection = open_read_only(paths.database)
+    try:
+        connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
+            connection.close()
+            raise IndexUnusable(
+                f"the index at {printable(str(paths.folder))} is on a disk that cannot be written, with commits that "
+                "are still in its metadata.sqlite-wal; copy it to another disk"
+            ) from None
+    except sqlite3.DatabaseError:
+        pass  # damaged, which the checks tell
     connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
     try:
         connection.execute("BEGIN")

@@ -52,8 +52,12 @@ REASONS = (
         r"broken data|decoder|overrun|unrecognized data|cannot load|next frame|codec|seek to|to decode|decompressi",
         UNDECODABLE,
     ),
-    (r"MAX_TEXT", "it holds more text than a picture has any use for"),
-    (r"\bint\(\)|token|seek value|byte must|maxval", NONSENSE),
+    (r"MAX_TEXT", "it holds more text, or a larger colour profile, than a picture has any use for"),
+    (
+        r"\bint\(\)|token|seek value|byte must|maxval|closed file|^color$|PCX mode|raw mode|allowed sizes|not a JPEG",
+        NONSENSE,
+    ),
+    (r"^no image data$", "it holds no picture"),
     (r"tile cannot extend", "damaged: a part of the picture lies outside of it"),
 )
 

@@ -111,7 +111,7 @@ class IsolatedDecoder:
                 except _Fatal as error:
                     self._discard()
                     if fresh or error.is_final or self._closed:
-                        raise ImageError(str(error)) from None
+                        raise error.kind(str(error)) from None
 
     def _discard(self) -> None:
         if self._child is not None:
@@ -119,12 +119,17 @@ class IsolatedDecoder:
             self._child = None
 
 
+class DecoderKilled(ImageError):
+    """The process was killed from outside, as when memory runs out on the machine: no word on the photo."""
+
+
 class _Fatal(Exception):
     """The child ended, or is not to be used again; the reason. `is_final`: a fresh one would do no better."""
 
-    def __init__(self, reason: str, *, is_final: bool = False) -> None:
+    def __init__(self, reason: str, *, is_final: bool = False, kind: type[ImageError] = ImageError) -> None:
         super().__init__(reason)
         self.is_final = is_final
+        self.kind = kind
 
 
 class _Child:
@@ -209,6 +214,8 @@ class _Child:
         if code in OUT_OF_MEMORY:
             limit = f"{self._limits.max_memory_bytes // 2**20:,} MiB of memory to decode"
             return _Fatal(f"{OUT_OF_MEMORY[code]} more than {limit} (setting max_decode_memory_bytes)")
+        if _named(code) == "SIGKILL":
+            return _Fatal("its decoder was killed, as happens when memory runs out", kind=DecoderKilled)
         return _Fatal(f"crashes its decoder ({_named(code)})")
 
     def _send(self, data: bytes | memoryview, deadline: float) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from searchengine.errors import IndexFormatError
-from searchengine.index.layout import RESTORE
+from searchengine.index.commits import Version
+from searchengine.index.layout import REPAIR
 from searchengine.index.reader import Index
 from searchengine.text import printable
 from searchengine.vectors import FloatMatrix, UsualScores
@@ -35,7 +36,7 @@ class Background:
         self._index = index
         self._usual = usual
         self._lock = threading.Lock()
-        self._version = -1
+        self._version: Version | None = None
         self._sample: FloatMatrix = np.empty((0, index.dim), np.float32)
 
     def relevance(self, query: FloatMatrix, scores: FloatMatrix) -> NDArray[np.float32]:
@@ -49,7 +50,7 @@ class Background:
                 sample = self._index.sample_vectors(SAMPLE_SIZE)
                 if not np.all(np.isfinite(sample)):
                     folder = printable(str(self._index.folder))
-                    raise IndexFormatError(f"the index at {folder} holds vectors that are not finite; {RESTORE}")
+                    raise IndexFormatError(f"the index at {folder} holds vectors that are not finite; {REPAIR}")
                 self._sample = sample
                 self._version = version
             return self._sample

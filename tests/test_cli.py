@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from commandline import Cli, Outcome
+from conftest import painted
 from PIL import Image
 
 from searchengine.cli import COMMANDS
@@ -540,6 +541,19 @@ def test_a_full_disk_under_the_output_is_a_clear_error(indexed: Path) -> None:
     assert done.returncode == 3
     assert "No space left" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_under_the_messages_ends_nothing(indexed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    painted(1).save(folder / "a.png")
+    (folder / "broken.jpg").write_text("this is no picture")
+    command = f"exec {sys.executable} -m searchengine"
+    full = {"shell": True, "cwd": ROOT}
+    assert subprocess.run(f"{command} verify --index {tmp_path}/none 2>/dev/full", **full).returncode == 3
+    made = f"{command} index {folder} --index {tmp_path}/i --model mini --json 2>/dev/full"
+    done = subprocess.run(made, **full, capture_output=True, text=True)
+    assert (done.returncode, json.loads(done.stdout)["added"], json.loads(done.stdout)["failed"]) == (0, 1, 1)
 
 
 def test_vectors_that_rotted_on_disk_are_told_not_shown_as_nan(cli: Cli, small: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pytest
 from conftest import QUICK, painted
@@ -494,3 +495,23 @@ def test_a_reader_sees_thirty_commits_one_by_one_and_none_by_half() -> None:
                 thread.join()
         assert wrong == []
         assert len(seen) > 3
+
+
+def test_tables_that_another_program_holds_are_told_as_such(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("searchengine.index.schema.BUSY_SECONDS", 0.2)
+    build(quick / "index", [quick / "photos"], encoder=FakeEncoder(), isolated=False)
+    other = sqlite3.connect(quick / "index" / "metadata.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(IndexUnusable, match="another program holds its metadata.sqlite; end that"):
+        build(quick / "index", [quick / "photos"], encoder=FakeEncoder(), isolated=False)
+    other.close()
+    build(quick / "index", [quick / "photos"], encoder=FakeEncoder(), isolated=False)
+
+
+def test_a_writer_waits_for_one_that_only_looks(quick: Path) -> None:
+    """`verify` holds the lock for a moment."""
+    lock = filelock.FileLock(quick / "index" / "lock", thread_local=False)
+    (quick / "index").mkdir()
+    lock.acquire()
+    threading.Timer(0.3, lambda: lock.release(force=True)).start()
+    build(quick / "index", [quick / "photos"], encoder=FakeEncoder(), isolated=False)

@@ -271,3 +271,12 @@ def test_the_command_needs_no_encoder_and_answers_as_status_does(quick: Path, ow
     assert cli("compact", "--index", quick / "other").out.startswith("2 segments became 1, 0 vectors of no photo")
     assert cli("compact", "--index", quick / "none").code == 3
     assert json.loads(cli("status", "--index", folder, "--json").out)["size_bytes"] > 0
+
+
+def test_an_index_with_a_lost_segment_is_not_compacted(quick: Path) -> None:
+    folder = library(quick / "index", [5, 5])
+    compact(folder)
+    (segment,) = (folder / "segments").iterdir()
+    segment.unlink()
+    with pytest.raises(IndexFormatError, match="is missing; run `searchengine verify --repair`"):
+        compact(folder)

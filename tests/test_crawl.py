@@ -398,6 +398,111 @@ def test_an_entry_that_cannot_be_looked_at_does_not_shield_its_neighbours(
     assert set(ids(tmp_path / "index")) == {"a.png"}
 
 
+def test_a_folder_that_cannot_even_be_told_from_a_file_deletes_nothing(
+    update: Update, paint: Paint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Network file systems do not tell the kind of an entry in their listing, and asking for it may fail."""
+    paint("photos/sub/a.png", 1)
+    paint("photos/b.png", 2)
+    update()
+    look_at = LocalStore._look_at
+
+    def guarded(self: LocalStore, entry: os.DirEntry[str], *rest: Any) -> Any:
+        if entry.name == "sub":
+            return iter([indexer.crawl.Unlistable(entry.path, "Input/output error")])
+        return look_at(self, entry, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "_look_at", guarded)
+        assert counters(update()) == {"unchanged": 1, "unlistable": 1}
+    assert counters(update()) == {"unchanged": 2}
+    assert state(tmp_path / "index")["failures"] == []
+
+
+def test_a_folder_that_can_be_listed_again_is_no_failure_whatever_is_included(
+    update: Update, paint: Paint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint("photos/sub/a.png", 1)
+    with monkeypatch.context() as patch:
+        refuse(patch, str(tmp_path / "photos" / "sub"))
+        assert counters(update(include=["*.png"])) == {"unlistable": 1}
+    assert len(state(tmp_path / "index")["failures"]) == 1
+    assert counters(update(include=["*.png"])) == {"added": 1}
+    assert state(tmp_path / "index")["failures"] == []
+
+
+def test_a_photo_that_a_listing_left_out_while_it_was_saved_stays(
+    update: Update, paint: Paint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Editors save by putting a new file in the old one's place; a listing made at that moment may show neither."""
+    paint("photos/a.png", 1)
+    gone = paint("photos/b.png", 2)
+    update()
+    gone.unlink()
+    scan = LocalStore.scan
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            LocalStore, "scan", lambda *_: (i for i in scan(*_) if not getattr(i, "key", "").endswith("a.png"))
+        )
+        assert counters(update()) == {"deleted": 1}
+    assert counters(update()) == {"unchanged": 1}
+
+
+def test_a_photo_that_becomes_something_else_under_its_name_is_gone(
+    update: Update, paint: Paint, tmp_path: Path
+) -> None:
+    outside = paint("outside.png", 9)
+    folder = tmp_path / "photos"
+    for number, name in enumerate(("folder.png", "link.png", "deep/a.png", "fifo.png")):
+        paint(f"photos/{name}", number)
+    update()
+    for name in ("folder.png", "link.png", "fifo.png"):
+        (folder / name).unlink()
+    (folder / "folder.png").mkdir()
+    (folder / "link.png").symlink_to(outside)
+    os.mkfifo(folder / "fifo.png")
+    (folder / "deep").rename(tmp_path / "deep")
+    (folder / "deep").symlink_to(tmp_path / "deep")
+    assert counters(update()) == {"deleted": 4}
+
+
+def test_many_copies_that_all_move_keep_their_ids_in_order(
+    update: Update, paint: Paint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer.crawl, "ROWS_OF_ONE_CONTENT", 2)
+    monkeypatch.setattr(indexer.pipeline, "COMMIT_EVERY_PHOTOS", 3)
+    for number in range(10):
+        paint(f"photos/x/{number}.png", 1)
+    update()
+    before = ids(tmp_path / "index")
+    (tmp_path / "photos" / "x" / "4.png").rename(tmp_path / "photos" / "4.png")
+    (tmp_path / "photos" / "x").rename(tmp_path / "photos" / "y")
+    assert counters(update()) == {"moved": 10}
+    assert sorted(ids(tmp_path / "index").values()) == sorted(before.values())
+    assert_like_new(tmp_path)
+
+
+def test_photos_that_change_names_all_around_are_no_copies(update: Update, paint: Paint, tmp_path: Path) -> None:
+    for number in range(4):
+        touch(paint(f"photos/{number}.png", number), 10 * number)
+    update()
+    for number in range(1, 4):
+        (tmp_path / "photos" / f"{number}.png").rename(tmp_path / "photos" / f"{number - 1}.png")
+    assert counters(update()) == {"updated": 3, "deleted": 1}
+    assert_like_new(tmp_path)
+
+
+def test_copies_are_counted_whatever_the_order(update: Update, paint: Paint, tmp_path: Path) -> None:
+    photos = [paint(f"photos/{name}.png", 1) for name in "abc"]
+    assert counters(update()) == {"added": 3, "duplicates": 2}
+    touch(photos[1])
+    assert counters(update()) == {"updated": 1, "unchanged": 2, "duplicates": 1}
+    for photo in photos:
+        touch(photo, 20)
+    paint("photos/other.png", 2)
+    assert counters(update()) == {"added": 1, "updated": 3, "duplicates": 2}
+
+
 def test_a_missing_store_is_refused_before_an_index_is_made(update: Update, tmp_path: Path) -> None:
     with pytest.raises(StoreUnusable):
         update(tmp_path / "missing")

@@ -201,7 +201,7 @@ def test_a_process_that_is_killed_at_work_costs_the_photo_at_most(
 
     thread = threading.Thread(target=kill)
     thread.start()
-    assert reason_of(decoder, b"SLEEP:" + bytes(mark)) == "crashes its decoder (SIGKILL)"
+    assert reason_of(decoder, b"SLEEP:" + bytes(mark)) == "its decoder was killed, as happens when memory runs out"
     thread.join()
     assert decoder.inspect_bytes(png(1)).width == 60
 
@@ -475,7 +475,7 @@ BAD = {
 @pytest.mark.usefixtures("hostile")
 def test_restarts_neither_lose_nor_mix_answers(sequence: list[int | bytes]) -> None:
     contents = [png(item) if isinstance(item, int) else item for item in sequence]
-    outcomes = list(reader(limits=DecodeLimits(max_seconds=0.3)).read_all(changes(contents)))
+    outcomes = list(reader(limits=DecodeLimits(max_seconds=0.3)).read_all(changes(contents), stop=threading.Event()))
     assert [outcome.change.listed.key for outcome in outcomes] == [str(number) for number in range(len(sequence))]
     for item, outcome in zip(sequence, outcomes, strict=True):
         if isinstance(item, int):
@@ -488,7 +488,7 @@ def test_restarts_neither_lose_nor_mix_answers(sequence: list[int | bytes]) -> N
 
 
 def test_where_one_process_is_enough_the_others_never_start() -> None:
-    with closing(reader(workers=16).read_all(changes([png(1)]))) as outcomes:
+    with closing(reader(workers=16).read_all(changes([png(1)]), stop=threading.Event())) as outcomes:
         assert isinstance(next(outcomes), Decoded)
         assert len(children()) == 1
     assert not children()
@@ -496,23 +496,65 @@ def test_where_one_process_is_enough_the_others_never_start() -> None:
 
 @pytest.mark.usefixtures("hostile")
 def test_a_run_that_is_broken_off_leaves_no_process_and_does_not_wait_for_a_hang() -> None:
-    outcomes = reader().read_all(changes([png(1), png(2), b"HANG:", b"HANG:", png(3), png(4), png(5)]))
+    outcomes = reader().read_all(
+        changes([png(1), png(2), b"HANG:", b"HANG:", png(3), png(4), png(5)]), stop=threading.Event()
+    )
     next(outcomes)
     time.sleep(0.5)
     started = time.monotonic()
     outcomes.close()
     assert time.monotonic() - started < 3
     assert not children()
-    with pytest.raises(RuntimeError, match="disk"), closing(reader().read_all(changes([png(1)] * 20))) as outcomes:
+    with (
+        pytest.raises(RuntimeError, match="disk"),
+        closing(reader().read_all(changes([png(1)] * 20), stop=threading.Event())) as outcomes,
+    ):
         for _ in outcomes:
             raise RuntimeError("the disk is full")
     assert not children()
 
 
+@pytest.mark.usefixtures("hostile")
+def test_a_run_that_is_to_stop_does_not_wait_for_a_hang() -> None:
+    stop = threading.Event()
+    outcomes = reader().read_all(changes([png(1), b"HANG:", b"HANG:", png(2)]), stop=stop)
+    assert isinstance(next(outcomes), Decoded)
+    threading.Timer(0.5, stop.set).start()
+    started = time.monotonic()
+    assert list(outcomes) == []
+    assert time.monotonic() - started < 3
+    assert not children()
+
+
+@pytest.mark.usefixtures("hostile")
+def test_a_decoder_that_is_killed_from_outside_is_no_damage_to_the_photo(tmp_path: Path) -> None:
+    """As the kernel does when memory runs out: what is known of the photo stays, and it is tried again."""
+    mark = tmp_path / "mark"
+
+    def kill() -> None:
+        wait_until(mark.exists)
+        os.kill(children()[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    (outcome,) = reader().read_all(changes([b"SLEEP:" + bytes(mark)]), stop=threading.Event())
+    thread.join()
+    assert isinstance(outcome, Failed)
+    assert (outcome.reason, outcome.damaged) == ("its decoder was killed, as happens when memory runs out", False)
+
+
+@pytest.mark.usefixtures("hostile")
+def test_content_that_was_decoded_before_is_never_taken_for_damaged() -> None:
+    known = {hashlib.sha256(b"ABORT:").digest()}
+    (outcome,) = reader(known=known).read_all(changes([b"ABORT:"]), stop=threading.Event())
+    assert isinstance(outcome, Failed)
+    assert not outcome.damaged
+
+
 def test_a_known_content_is_only_inspected() -> None:
     content = png(3)
     known = {hashlib.sha256(content).digest()}
-    (outcome,) = reader(known=known).read_all(changes([content]))
+    (outcome,) = reader(known=known).read_all(changes([content]), stop=threading.Event())
     assert isinstance(outcome, Known)
     assert outcome.metadata == inspect_bytes(content)
 
@@ -520,4 +562,4 @@ def test_a_known_content_is_only_inspected() -> None:
 def test_a_reader_that_can_start_no_process_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(SearchEngineError, match="ulimit"):
-        list(reader().read_all(changes([png(1)])))
+        list(reader().read_all(changes([png(1)]), stop=threading.Event()))

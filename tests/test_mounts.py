@@ -149,6 +149,19 @@ def test_photos_copied_into_a_folder_in_place_of_the_disk_replace_it(
     assert counters(update()) == {"deleted": 1}, "it is a folder like any other now"
 
 
+def test_a_photo_that_came_while_the_disk_was_away_does_not_replace_it(
+    update: Update, paint: Paint, tmp_path: Path, disks: dict[str, int]
+) -> None:
+    paint("photos/disk/a.png", 1)
+    disk = tmp_path / "photos" / "disk"
+    disks[str(disk)] = 77
+    update()
+    unplug(disk, disks)
+    paint("photos/disk/b.png", 2)
+    assert counters(update()) == {"added": 1, "unlistable": 1}
+    assert set(ids(tmp_path / "index")) == {"a.png", "b.png"}
+
+
 def test_what_was_on_a_disk_can_be_forgotten(
     update: Update, paint: Paint, tmp_path: Path, disks: dict[str, int]
 ) -> None:
@@ -158,8 +171,20 @@ def test_what_was_on_a_disk_can_be_forgotten(
     disks[str(disk)] = 77
     update()
     unplug(disk, disks)
-    assert counters(update(exclude=["disk/*"])) == {"unchanged": 1, "deleted": 1, "unlistable": 1}
+    assert counters(update(exclude=["disk/*"])) == {"unchanged": 1, "deleted": 1}
     assert counters(update()) == {"unchanged": 1}
+
+
+def test_a_disk_on_which_nothing_is_looked_at_is_not_taken_for_unmounted(
+    update: Update, paint: Paint, tmp_path: Path, disks: dict[str, int]
+) -> None:
+    photo = paint("photos/disk/a.png", 1)
+    paint("photos/b.jpg", 2)
+    disks[str(photo.parent)] = 77
+    update()
+    disks[str(photo.parent)] = 78  # as after each start of the machine
+    assert counters(update(include=["*.jpg"])) == {"unchanged": 1}
+    assert counters(update()) == {"unchanged": 2}
 
 
 def test_a_photo_on_a_disk_that_is_away_has_not_moved_to_where_a_copy_is(
@@ -194,6 +219,18 @@ def test_an_index_that_never_recorded_its_disks_loses_nothing_to_an_empty_folder
     update()
     photo.unlink()
     assert counters(update()) == {"deleted": 1}
+
+
+def test_a_folder_above_one_that_was_indexed_is_no_disk_that_is_away(
+    update: Update, paint: Paint, tmp_path: Path
+) -> None:
+    photo = paint("photos/a/b/d.png", 1)
+    update(photo.parent)
+    before = ids(tmp_path / "index")
+    (tmp_path / "photos" / "c").mkdir()
+    photo.rename(tmp_path / "photos" / "c" / "d.png")
+    assert counters(update(tmp_path / "photos" / "a", tmp_path / "photos" / "c")) == {"moved": 1}
+    assert ids(tmp_path / "index") == before
 
 
 def test_only_where_file_systems_meet_is_recorded(

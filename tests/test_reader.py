@@ -29,7 +29,7 @@ from indexer.pipeline import build
 from indexer.plan import plan
 from indexer.report import Report
 from indexer.writer import IndexWriter, NewPhoto
-from searchengine.errors import IndexFormatError, IndexNotFound, IndexUnusable
+from searchengine.errors import IndexFormatError, IndexNotFound, IndexUnusable, ModelMismatch
 from searchengine.index.filters import Filters, _distance_km
 from searchengine.index.reader import Index
 from searchengine.index.schema import images
@@ -446,6 +446,25 @@ def test_an_index_on_a_read_only_disk_is_searched(tmp_path: Path, paint: Paint, 
         subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.skipif(not can_mount(), reason="a read-only disk can be mounted only by root, where mounting is allowed")
+def test_a_reader_on_a_read_only_mount_sees_what_is_committed_elsewhere(tmp_path: Path, paint: Paint) -> None:
+    """As a container that searches what another one writes."""
+    index, seen = tmp_path / "index", tmp_path / "seen"
+    seen.mkdir()
+    paint("photos/a.png", 1)
+    build(index, [tmp_path / "photos"], encoder=FakeEncoder(), isolated=False)
+    subprocess.run(["mount", "--bind", index, seen], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", seen], check=True)
+        with Index(seen) as opened:
+            for number in range(2, 5):
+                assert (len(opened.snapshot()), opened.count_images()) == (number - 1, number - 1)
+                paint(f"photos/{number}.png", number)
+                build(index, [tmp_path / "photos"], encoder=FakeEncoder(), isolated=False)
+    finally:
+        subprocess.run(["umount", "-l", seen], check=True)
+
+
 def test_a_search_in_another_process_sees_a_commit_without_reopening(tmp_path: Path, paint: Paint) -> None:
     script = textwrap.dedent("""
         import sys
@@ -555,3 +574,31 @@ def test_a_damaged_segment_is_told_in_words_of_ours(tmp_path: Path, paint: Paint
         assert "faiss::" not in str(error)
         assert "/project/" not in str(error)
         assert "verify --repair" in str(error)
+
+
+def test_an_index_that_is_replaced_under_a_reader_is_read_anew(tmp_path: Path, paint: Paint) -> None:
+    """As a restored backup, or one that was deleted and made again, whose files have the same names."""
+    first, second = paint("first/a.png", 1), paint("second/b.png", 2)
+    build(tmp_path / "index", [first.parent], encoder=FakeEncoder(), isolated=False)
+    build(tmp_path / "other", [second.parent], encoder=FakeEncoder(), isolated=False)
+    wanted = FakeEncoder().encode_images([second])
+    with Index(tmp_path / "index") as index:
+        index.search(wanted, k=1)
+        shutil.rmtree(tmp_path / "index")
+        with pytest.raises(IndexFormatError, match="has lost its metadata.sqlite"):
+            index.search(wanted, k=1)
+        (tmp_path / "other").rename(tmp_path / "index")
+        scores, ids = index.search(wanted, k=1)
+        assert scores[0, 0] == pytest.approx(1, abs=1e-5)
+        assert [row.key for row in index.images_of([int(ids[0, 0])])[int(ids[0, 0])]] == [str(second)]
+
+
+def test_an_index_that_is_replaced_by_one_of_another_encoder_is_refused(tmp_path: Path, paint: Paint) -> None:
+    photo = paint("photos/a.png", 1)
+    build(tmp_path / "index", [photo.parent], encoder=FakeEncoder(), isolated=False)
+    with Index(tmp_path / "index") as index:
+        index.snapshot()
+        shutil.rmtree(tmp_path / "index")
+        build(tmp_path / "index", [photo.parent], encoder=FakeEncoder(name="other"), isolated=False)
+        with pytest.raises(ModelMismatch, match="replaced by one of encoder other; open it again"):
+            index.snapshot()

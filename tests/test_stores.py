@@ -71,6 +71,7 @@ def test_links_are_followed_within_the_store_and_to_files_only(paint: Paint, tmp
     (store / "loop.png").symlink_to(store / "loop.png")
     (store / "ping.png").symlink_to(store / "pong.png")
     (store / "pong.png").symlink_to(store / "ping.png")
+    (store / "through-a-file.png").symlink_to(inside / "nothing.png")
     assert listed(store) == {"real/i.png", "to-file.png"}
 
 

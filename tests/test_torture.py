@@ -39,7 +39,7 @@ Crawl.gone = lambda self: iter(())
 
 MOVED_PHOTOS_ARE_NEW = """
 from indexer.crawl import Crawl
-Crawl.former_row_of = lambda self, content_hash, *, taken: None
+Crawl.former_row_of = lambda self, content_hash, *, after: None
 """
 
 ROWS_BEFORE_THEIR_SEGMENT = """

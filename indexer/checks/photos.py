@@ -12,15 +12,16 @@ from typing import NamedTuple
 
 from indexer.checks.problems import DropRows, Problem
 from searchengine.errors import ImageError
-from searchengine.stores import StoredPhoto, is_there, read_photo
+from searchengine.stores import Mount, StoredPhoto, device_of, is_there, read_photo
 from searchengine.stores.local import MAX_INTEGER
 from searchengine.text import printable
 
 AHEAD = 64  # photos under way for each thread
 
-Outcome = Problem | str | None  # a folder that is gone stands for all photos in it
+Outcome = Problem | str | None  # a folder where no disk is mounted stands for all photos in it
 
 INDEX = "run `searchengine index`"
+FORGET = "`searchengine verify --stores --repair`"
 
 
 class _Photo(NamedTuple):
@@ -28,6 +29,8 @@ class _Photo(NamedTuple):
     store: str
     listed: StoredPhoto
     content_hash: bytes
+    mount: Mount | None
+    """The file system that it is on, as far as that was recorded."""
 
 
 def check_photos(
@@ -63,8 +66,8 @@ def check_photos(
         yield Problem(
             kind="photo",
             object=printable(folder),
-            message=f"this folder is gone or empty, with {count:,} photos that the index knows",
-            remedy=f"mount the disk that it is on; or, if they are to go from the index, {INDEX}",
+            message=f"the disk with {count:,} photos that the index knows is not mounted here",
+            remedy="mount it; or, to forget them, run `searchengine index` on the folder above with --exclude",
         )
 
 
@@ -75,30 +78,43 @@ def _photos(connection: sqlite3.Connection) -> Iterator[_Photo]:
         WHERE NOT EXISTS (SELECT 1 FROM failures WHERE failures.store = images.store AND failures.key = images.key)
         ORDER BY images.id
     """
+    mounts = _mounts(connection)
     for number, store, key, size_bytes, mtime_ns, content_hash in connection.execute(query):
         name = key.decode("utf-8", "surrogateescape")
-        yield _Photo(number, store.decode(), StoredPhoto(name, size_bytes, mtime_ns), content_hash)
+        above = (name[: position + 1] for position in range(len(name) - 1, -1, -1) if name[position] == os.sep)
+        mount = next((mounts[store, prefix] for prefix in above if (store, prefix) in mounts), None)
+        yield _Photo(number, store.decode(), StoredPhoto(name, size_bytes, mtime_ns), content_hash, mount)
+
+
+def _mounts(connection: sqlite3.Connection) -> dict[tuple[bytes, str], Mount]:
+    """By store and prefix; an older version recorded none."""
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'mounts'").fetchone():
+        return {}
+    rows = connection.execute("SELECT store, prefix, device FROM mounts")
+    named = ((store, prefix.decode("utf-8", "surrogateescape"), device) for store, prefix, device in rows)
+    return {(store, prefix): Mount(prefix, device) for store, prefix, device in named}
 
 
 def _check(photo: _Photo, max_bytes: int) -> Outcome:
     key = photo.listed.key
     try:
-        if _listed_now(key) != photo.listed:
-            return _problem(photo, "changed since it was indexed", INDEX)
         data = read_photo(photo.store, key, max_bytes=max_bytes)
+        listed = _listed_now(key)
     except (OSError, ImageError) as error:
         if not is_there(photo.store, key):
             return _gone(photo)
         reason = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
         return _problem(photo, reason, "check its permissions and the disk")
-    if hashlib.sha256(data).digest() != photo.content_hash:
-        return _problem(
-            photo,
-            "has the size and time that were indexed, but another content",
-            "the disk may be failing: check it, and compare the photo with a backup; if it was changed on purpose, "
-            f"`touch` it and {INDEX}",
-        )
-    return None
+    if hashlib.sha256(data).digest() == photo.content_hash:
+        return None
+    if listed != photo.listed:
+        return _problem(photo, "changed since it was indexed", INDEX)
+    return _problem(
+        photo,
+        "has the size and time that were indexed, but another content",
+        "the disk may be failing: check it, and compare the photo with a backup; if it was changed on purpose, "
+        f"`touch` it and {INDEX}",
+    )
 
 
 def _listed_now(key: str) -> StoredPhoto:
@@ -108,17 +124,12 @@ def _listed_now(key: str) -> StoredPhoto:
 
 
 def _gone(photo: _Photo) -> Outcome:
-    """A photo that is gone from a folder that holds anything; else the topmost folder that is gone or empty, which may
-    be where a disk used to be mounted."""
-    folder = os.path.dirname(photo.listed.key)
-    try:
-        with os.scandir(folder) as entries:
-            if next(entries, None) is not None:
-                return _problem(photo, "is gone", INDEX, DropRows("images", [photo.id]))
-    except OSError:
-        while not os.path.exists(above := os.path.dirname(folder)) and above != folder:
-            folder = above
-    return folder
+    """A photo that is gone from its file system; else the place where that used to be mounted."""
+    if photo.mount is None:
+        return os.path.dirname(photo.listed.key)
+    if photo.mount.device == device_of(photo.store, photo.listed.key):
+        return _problem(photo, "is gone", f"{INDEX}, or {FORGET}", DropRows("images", [photo.id]))
+    return photo.mount.prefix
 
 
 def _problem(photo: _Photo, message: str, remedy: str, fix: DropRows | None = None) -> Problem:

@@ -97,5 +97,8 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"searchengine: {' '.join(message.split())}", err=True)
+    try:
+        click.echo(f"searchengine: {' '.join(message.split())}", err=True)
+    except OSError:  # a full disk below it; the code still tells, unless Python tries again when it ends
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     return code

@@ -27,8 +27,9 @@ CLEAR_LINE = "\r\x1b[K"
 
 
 def notice(message: str) -> None:
-    """One line on stderr, in place of a progress bar that may stand there."""
-    click.echo(f"{CLEAR_LINE if sys.stderr.isatty() else ''}{message}", err=True)
+    """One line on stderr, in place of a progress bar that may stand there; a full disk below it ends no run."""
+    with contextlib.suppress(OSError):
+        click.echo(f"{CLEAR_LINE if sys.stderr.isatty() else ''}{message}", err=True)
 
 
 def notice_from_signal(message: str) -> None:

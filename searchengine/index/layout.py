@@ -97,8 +97,7 @@ def read_identity(folder: Path) -> IndexIdentity:
         raise IndexUnusable(f"the index at {shown} cannot be read: {error.strerror}; check its permissions") from None
     except (ValueError, RecursionError) as error:
         raise IndexFormatError(f"{shown}/index.json is damaged ({error}); {RESTORE}") from None
-    if isinstance(fields, dict):
-        fields.pop(CHECKSUM, None)
+    checksum = fields.pop(CHECKSUM, None) if isinstance(fields, dict) else None
     version = fields.get("format_version") if isinstance(fields, dict) else None
     if type(version) is int and version > FORMAT_VERSION:
         raise IndexTooNew(
@@ -119,6 +118,8 @@ def read_identity(folder: Path) -> IndexIdentity:
         or not all(isinstance(text, str) for text in (identity.encoder, identity.fingerprint))
     ):
         raise IndexFormatError(f"{shown}/index.json has no valid version or encoder; {RESTORE}")
+    if checksum not in (None, _checksum(fields)):  # the first indexes had none
+        raise IndexFormatError(f"{shown}/index.json is damaged: it does not say what was written; {RESTORE}")
     return identity
 
 
@@ -126,12 +127,6 @@ def write_identity(folder: Path, identity: IndexIdentity) -> None:
     fields = asdict(identity)
     fields[CHECKSUM] = _checksum(fields)
     write_durably(IndexPaths(folder).identity, (json.dumps(fields, indent=2) + "\n").encode())
-
-
-def identity_is_intact(folder: Path) -> bool:
-    """Whether a readable ``index.json`` says what was written; cards from before checksums are taken for intact."""
-    fields = json.loads(IndexPaths(folder).identity.read_text("utf-8"))
-    return CHECKSUM not in fields or fields.pop(CHECKSUM) == _checksum(fields)
 
 
 def _checksum(fields: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ Every search sees one committed state. A newer commit is noticed by the next sea
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,7 +17,8 @@ import faiss
 import numpy as np
 import sqlalchemy as sa
 
-from searchengine.errors import IndexFormatError
+from searchengine.errors import IndexFormatError, ModelMismatch
+from searchengine.index.commits import Commits, Version
 from searchengine.index.filters import Filters
 from searchengine.index.layout import RESTORE, IndexIdentity, IndexPaths, index_folder, read_identity
 from searchengine.index.schema import connect_for_reading, failures, images, runs, schema_version, segments, vectors
@@ -52,7 +54,7 @@ class ImageRow:
 class Snapshot:
     """The segments of one committed state. `alive` is None while every vector belongs to a photo."""
 
-    version: int
+    version: Version
     segments: tuple[Segment, ...]
     alive: Ids | None
 
@@ -73,9 +75,10 @@ class Index:
             )
         self._engine = connect_for_reading(self._paths.database)
         self._lock = threading.Lock()
-        with self._errors_named():
-            self._watch = self._engine.connect()
         self._snapshot: Snapshot | None = None
+        self._commits = Commits(self._paths.database)
+        with self._errors_named():
+            self._file = self._commits.version().file
 
     def __enter__(self) -> Index:
         return self
@@ -84,7 +87,7 @@ class Index:
         self.close()
 
     def close(self) -> None:
-        self._watch.close()
+        self._commits.close()
         self._engine.dispose()
 
     @property
@@ -94,16 +97,28 @@ class Index:
     def snapshot(self) -> Snapshot:
         """The newest committed state; loaded anew only after a commit."""
         with self._lock, self._errors_named():
-            version = self._data_version()
+            version = self._version()
             while self._snapshot is None or version != self._snapshot.version:
                 try:
                     self._snapshot = self._load(version)
                 except IndexFormatError:
                     # `compact` may have deleted a segment after its row was read here; then it has committed since.
-                    before, version = version, self._data_version()
+                    before, version = version, self._version()
                     if version == before:
                         raise
             return self._snapshot
+
+    def _version(self) -> Version:
+        version = self._commits.version()
+        if version.file != self._file:
+            identity = read_identity(self.folder)
+            if identity != self.identity:
+                raise ModelMismatch(
+                    f"the index at {printable(str(self.folder))} was replaced by one of encoder "
+                    f"{printable(identity.encoder)}; open it again"
+                )
+            self._file, self._snapshot = version.file, None  # its segments have the names of others now
+        return version
 
     def search(self, queries: FloatMatrix, *, k: int, among: Ids | None = None) -> tuple[FloatMatrix, Ids]:
         """Exact inner-product search.
@@ -238,19 +253,14 @@ class Index:
     def _errors_named(self) -> Iterator[None]:
         try:
             yield
-        except sa.exc.DBAPIError as error:
+        except (sa.exc.DBAPIError, sqlite3.Error) as error:
+            reason = error.orig if isinstance(error, sa.exc.DBAPIError) else error
             raise IndexFormatError(
-                f"the tables of the index at {printable(str(self.folder))} cannot be read ({error.orig}); "
+                f"the tables of the index at {printable(str(self.folder))} cannot be read ({reason}); "
                 "check the disk and permissions, run `searchengine verify --repair`, or restore it and index again"
             ) from None
 
-    def _data_version(self) -> int:
-        """Changes with each commit of another process."""
-        version = int(self._watch.exec_driver_sql("PRAGMA data_version").scalar_one())
-        self._watch.rollback()
-        return version
-
-    def _load(self, version: int) -> Snapshot:
+    def _load(self, version: Version) -> Snapshot:
         with self._reading() as connection:
             schema_version(connection, self._paths.database)
             rows = connection.execute(sa.select(segments.c.file, segments.c.count).order_by(segments.c.id)).all()

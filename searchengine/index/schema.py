@@ -19,6 +19,9 @@ from sqlalchemy.pool import NullPool, StaticPool
 from searchengine.errors import IndexTooNew
 from searchengine.text import printable
 
+# How long a writer waits for another program that looks into the tables and holds them.
+BUSY_SECONDS = 30.0
+
 
 class Key(sa.types.TypeDecorator[str]):
     """Text that may hold bytes which are not UTF-8 (PEP 383), stored as the bytes it stands for: exact and sortable."""
@@ -97,8 +100,7 @@ failures = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
 )
 
-# The file systems that the last listing passed through: a folder below `prefix` that is empty, on another device than
-# this, is where a disk used to be mounted, and says nothing about the photos on it.
+# The file systems that the last listing passed through (indexer/mounts.py).
 mounts = sa.Table(
     "mounts",
     metadata,
@@ -126,7 +128,7 @@ def connect_for_writing(database: Path) -> sa.Engine:
     engine = sa.create_engine(
         "sqlite://",
         poolclass=StaticPool,
-        creator=lambda: sqlite3.connect(database, isolation_level=None, check_same_thread=False),
+        creator=lambda: sqlite3.connect(database, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS),
     )
 
     @sa.event.listens_for(engine, "connect")
@@ -150,11 +152,13 @@ def connect_for_reading(database: Path, *, poolclass: type[sa.Pool] = NullPool) 
 
 def open_read_only(database: Path) -> sqlite3.Connection:
     """One bare connection that cannot write. Threads may take turns on it."""
-    address = f"file:{quote(os.fsencode(database))}?mode=ro"
-    # On a read-only disk SQLite cannot make the WAL's side files; without pending ones it need not.
-    if not os.access(database.parent, os.W_OK) and not database.with_name(database.name + "-wal").exists():
-        address += "&immutable=1"
+    address = f"file:{quote(os.fsencode(database))}?mode=ro{'&immutable=1' * is_frozen(database)}"
     return sqlite3.connect(address, uri=True, check_same_thread=False)
+
+
+def is_frozen(database: Path) -> bool:
+    """On a read-only disk SQLite cannot make the WAL's side files; without pending ones it need not."""
+    return not os.access(database.parent, os.W_OK) and not database.with_name(database.name + "-wal").exists()
 
 
 def migrate(engine: sa.Engine, database: Path) -> None:

@@ -53,6 +53,9 @@ class ImageStore(Protocol):
         May break off with StoreUnusable: then nothing there is taken for deleted.
         """
 
+    def files_in(self, folder: str) -> Iterator[StoredPhoto]:
+        """A second look at the files directly in `folder`, as `scan` lists them. Raises StoreUnusable."""
+
     def read(self, key: str, *, max_bytes: int) -> tuple[StoredPhoto, bytes]:
         """The bytes of one photo, all of one moment, with its size and time at that moment.
 

@@ -70,6 +70,18 @@ class LocalStore:
             except OSError as error:
                 yield Unlistable(os.path.join(folder, ""), error.strerror or str(error))
 
+    def files_in(self, folder: str) -> Iterator[StoredPhoto]:
+        prefix = os.path.join(folder, "")
+        try:
+            if self._reaches(prefix):
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        for item in self._look_at(entry, 0, []):
+                            if isinstance(item, StoredPhoto):
+                                yield item
+        except OSError as error:
+            raise StoreUnusable(f"the folder {printable(folder)} cannot be listed: {error.strerror or error}") from None
+
     def _reaches(self, prefix: str) -> bool:
         """Whether a listing of the whole store comes by the folder `prefix`."""
         folder = str(self.root)
@@ -104,7 +116,7 @@ class LocalStore:
             if entry.is_symlink() and not os.path.realpath(entry.path).startswith(self.prefix):
                 return
             status = entry.stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return  # it vanished between listing and looking, or it is a dangling link
         except OSError as error:
             if error.errno != errno.ELOOP:  # a link that leads to itself dangles too
