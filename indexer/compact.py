@@ -65,6 +65,8 @@ def compact(index: str | os.PathLike[str]) -> Compaction:
     """
     locked = LockedIndex(index)
     identity = read_identity(locked.folder)
+    if not locked.paths.database.is_file():
+        raise IndexFormatError(f"the index at {printable(str(locked.folder))} has lost its metadata.sqlite; {RESTORE}")
     with locked, locked.disk_errors():
         return compact_locked(locked, identity)
 

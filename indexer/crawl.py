@@ -176,7 +176,11 @@ class Crawl:
                 known = sa.select(images.c.key).where(*_below(images, Part(store=part.store, prefix=prefix)))
                 known = known.where(*(~starts_with(images.c.key, other) for other in mounts_below))
                 found = connection.execute(known.where(_is_listed(images)).limit(1)).first()
-                if not found and any(self._is_looked_at(part.store, key) for (key,) in connection.execute(known)):
+                if (
+                    prefix not in self._untold
+                    and not found
+                    and any(self._is_looked_at(part.store, key) for (key,) in connection.execute(known))
+                ):
                     reason = "the disk that was there is not mounted (--exclude forgets what was on it)"
                     self._tells_nothing(part.store, Unlistable(prefix, reason))
 

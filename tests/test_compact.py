@@ -280,3 +280,12 @@ def test_an_index_with_a_lost_segment_is_not_compacted(quick: Path) -> None:
     segment.unlink()
     with pytest.raises(IndexFormatError, match="is missing; run `searchengine verify --repair`"):
         compact(folder)
+
+
+def test_an_index_that_has_lost_its_tables_gets_no_empty_ones(quick: Path) -> None:
+    folder = library(quick / "index", [5])
+    for file in folder.glob("metadata.sqlite*"):
+        file.unlink()
+    with pytest.raises(IndexFormatError, match="has lost its metadata.sqlite; restore it"):
+        compact(folder)
+    assert not list(folder.glob("metadata.sqlite*"))

@@ -14,6 +14,7 @@ import pytest
 from fakes import FakeEncoder
 from test_crawl import Paint, Update, assert_like_new, checked, counters, folder, ids, state, update
 from test_reader import can_mount
+from test_stores import refuse
 
 from searchengine.stores import local
 
@@ -108,6 +109,20 @@ def test_a_folder_of_a_disk_that_is_not_mounted_says_nothing(
     (disk / "album").mkdir()
     assert counters(update(disk / "album")) == {"unlistable": 1}
     assert set(ids(tmp_path / "index")) == {"a.png"}
+
+
+def test_a_place_that_cannot_be_listed_is_told_once(
+    update: Update, paint: Paint, tmp_path: Path, disks: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint("photos/disk/a.png", 1)
+    disk = tmp_path / "photos" / "disk"
+    disks[str(disk)] = 77
+    update()
+    disks[str(disk)] = 78
+    with monkeypatch.context() as patch:
+        refuse(patch, str(disk))
+        assert counters(update()) == {"unlistable": 1}
+    assert counters(update()) == {"unchanged": 1}
 
 
 def test_photos_deleted_from_a_mounted_disk_are_gone(

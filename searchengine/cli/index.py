@@ -159,16 +159,22 @@ def _print_counters(counters: dict[str, Any], *, as_json: bool, remark: str = ""
     if not counters["scanned"]:
         click.echo("no photos were found there", err=True)
     if counters["duplicates"]:
-        click.echo(f"{counters['duplicates']:,} of them are exact copies of others and share their vectors")
+        click.echo(f"exact copies, which share a vector with another: {counters['duplicates']:,}")
     if counters["failed"]:
-        click.echo(f"{counters['failed']:,} files could not be used: searchengine status --failures lists them")
+        files = _counted(counters["failed"], "file")
+        click.echo(f"{files} could not be used: searchengine status --failures lists them")
     if counters["ignored"]:
-        click.echo(f"{counters['ignored']:,} other files are no photos, by name or content, and were left out")
+        click.echo(f"left out: {_counted(counters['ignored'], 'other file')}, no photo by name or content")
     if counters["unlistable"]:
-        click.echo(f"{counters['unlistable']:,} folders could not be listed; nothing in them was taken for deleted")
+        folders = _counted(counters["unlistable"], "folder")
+        click.echo(f"{folders} could not be listed, and nothing there was taken for deleted")
     if counters["images_per_second"]:
         rate = f"{counters['images_per_second']:.1f} images a second"
         click.echo(f"{counters['seconds']:.1f} s, {rate}, encoder {counters['model']}")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _changes(counters: dict[str, Any]) -> str:
