@@ -355,10 +355,11 @@ def test_closing_ends_what_is_under_way_in_another_thread(
 
 
 PARENT = """
-    import sys
+    import signal, sys
     from pathlib import Path
     from searchengine.decode import DecodeLimits
     from searchengine.isolation import IsolatedDecoder
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which who runs the tests may have told to ignore
     decoder = IsolatedDecoder(limits=DecodeLimits(max_seconds=1))
     decoder.inspect_bytes(Path(sys.argv[1]).read_bytes())
     print("ready", flush=True)
