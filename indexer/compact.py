@@ -17,11 +17,12 @@ import numpy as np
 import sqlalchemy as sa
 
 from indexer.lock import LockedIndex
-from indexer.segments import delete_orphans, next_id, segment_file, sha256_of, write_segment
+from indexer.segments import check_named_segments, delete_orphans, next_id, segment_file, write_segment
 from searchengine.errors import IndexFormatError
 from searchengine.index.layout import REPAIR, RESTORE, IndexIdentity, IndexPaths, read_identity
 from searchengine.index.schema import images, schema_version, segments, vectors
-from searchengine.index.segments import Ids, check_segment_size, load_segment
+from searchengine.index.segments import Ids, load_segment
+from searchengine.models.published import sha256_of
 from searchengine.text import printable
 from searchengine.vectors import FloatMatrix
 
@@ -76,9 +77,7 @@ def compact_locked(locked: LockedIndex, identity: IndexIdentity) -> Compaction:
     with locked.engine.begin() as connection:
         if schema_version(connection, locked.paths.database) == 0:
             raise IndexFormatError(f"the index at {printable(str(locked.folder))} has lost its tables; {RESTORE}")
-        named = connection.execute(sa.select(segments.c.file, segments.c.count)).all()
-    for file, count in named:
-        check_segment_size(locked.paths.segment(file), count=count, dim=identity.dim)
+        check_named_segments(connection, locked.paths, dim=identity.dim)
     delete_orphans(locked.engine, locked.paths)
     before_bytes = _size_bytes(locked.paths)
     capacity = max(1, SEGMENT_BYTES // (4 * identity.dim))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Container, Iterable
 from contextlib import suppress
@@ -14,7 +13,8 @@ import sqlalchemy as sa
 
 from searchengine.index.layout import IndexPaths, publish
 from searchengine.index.schema import segments
-from searchengine.index.segments import Ids
+from searchengine.index.segments import Ids, check_segment_size
+from searchengine.models.published import sha256_of
 from searchengine.vectors import FloatMatrix
 
 
@@ -49,9 +49,10 @@ def _write(index: Any, path: Path) -> None:
         raise OSError(reason[1] if reason else "a segment could not be written") from None
 
 
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def check_named_segments(connection: sa.Connection, paths: IndexPaths, *, dim: int) -> None:
+    """Nothing is built on a broken index. Raises IndexFormatError for a segment that is missing or has another size."""
+    for file, count in connection.execute(sa.select(segments.c.file, segments.c.count)).all():
+        check_segment_size(paths.segment(file), count=count, dim=dim)
 
 
 def next_id(connection: sa.Connection, table: str) -> int:

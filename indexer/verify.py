@@ -186,22 +186,17 @@ def _was_used(paths: IndexPaths) -> bool:
 def _open(paths: IndexPaths) -> sqlite3.Connection:
     """One committed state, on a connection that reads text which is no UTF-8. Raises IndexTooNew."""
     connection = open_read_only(paths.database)
+    connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
     try:
-        connection.execute("SELECT 1 FROM sqlite_master").fetchone()
-    except sqlite3.OperationalError as error:
+        connection.execute("BEGIN")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+    except sqlite3.DatabaseError as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
             connection.close()
             raise IndexUnusable(
                 f"the index at {printable(str(paths.folder))} is on a disk that cannot be written, with commits that "
                 "are still in its metadata.sqlite-wal; copy it to another disk"
             ) from None
-    except sqlite3.DatabaseError:
-        pass  # damaged, which the checks tell
-    connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
-    try:
-        connection.execute("BEGIN")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-    except sqlite3.DatabaseError:
         return connection  # damaged, which the checks tell
     try:
         refuse_newer_tables(version, paths.database)

@@ -17,11 +17,10 @@ import numpy as np
 import sqlalchemy as sa
 
 from indexer.lock import LockedIndex
-from indexer.segments import delete_orphans, next_id, segment_file, write_segment
+from indexer.segments import check_named_segments, delete_orphans, next_id, segment_file, write_segment
 from searchengine.errors import IndexFormatError, ModelMismatch
 from searchengine.index.layout import RESTORE, IndexIdentity, make_folder, read_identity, write_identity
 from searchengine.index.schema import failures, images, migrate, runs, schema_version, segments, vectors
-from searchengine.index.segments import check_segment_size
 from searchengine.metadata import PhotoMetadata
 from searchengine.stores import StoredPhoto
 from searchengine.text import printable
@@ -103,9 +102,7 @@ class IndexWriter(LockedIndex):
         migrate(self.engine, self.paths.database)
         if not is_new:
             with self.engine.begin() as connection:
-                named = connection.execute(sa.select(segments.c.file, segments.c.count)).all()
-            for file, count in named:  # nothing is built on a broken index
-                check_segment_size(self.paths.segment(file), count=count, dim=self._identity.dim)
+                check_named_segments(connection, self.paths, dim=self._identity.dim)
         # The tables come first: a folder with index.json is always a whole index. Tables that never held a vector are
         # what a process leaves that was killed between the two.
         if is_new:

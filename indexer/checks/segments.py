@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from indexer.checks.problems import INDEX_AGAIN, REPAIR_ALONE, DropRows, Fix, Problem, RewriteSegments, SetCount
-from indexer.segments import sha256_of
 from searchengine.errors import IndexFormatError
 from searchengine.index.layout import IndexPaths
 from searchengine.index.segments import Ids, Segment, load_segment
+from searchengine.models.published import sha256_of
 from searchengine.text import printable
 from searchengine.vectors import UNIT_TOLERANCE
 
