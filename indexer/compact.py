@@ -1,4 +1,4 @@
-"""Merge small segments and drop dead vectors: fewer files to open, less to search and to store.
+"""Merge small segments, drop dead vectors, and build `ann/`: fewer files to open, less to search and to store.
 
 New segments are written and published first; one transaction then names them in place of the old ones, whose files are
 deleted last. Killed at any instant, the index is what it was before or after that transaction. Vectors keep their ids
@@ -8,19 +8,21 @@ and their bits, so every search finds what it found before. Readers keep the fil
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import sqlalchemy as sa
 
+from indexer.ann import DEFAULT_RECALL, update_ann
 from indexer.lock import LockedIndex
 from indexer.segments import check_named_segments, delete_orphans, next_id, segment_file, write_segment
-from searchengine.errors import IndexFormatError
+from searchengine.errors import IndexFormatError, UsageError
+from searchengine.index.ann import AnnParameters
 from searchengine.index.layout import REPAIR, RESTORE, IndexIdentity, IndexPaths, read_identity
-from searchengine.index.schema import images, schema_version, segments, vectors
+from searchengine.index.schema import images, migrate, schema_version, segments, vectors
 from searchengine.index.segments import Ids, load_segment
 from searchengine.models.published import sha256_of
 from searchengine.text import printable
@@ -35,12 +37,16 @@ Piece = tuple[Ids, FloatMatrix]
 
 @dataclass(frozen=True, kw_only=True)
 class Compaction:
-    """What was done: `merged` segments became `written` ones, `dropped` vectors of no photo are gone."""
+    """What was done: `merged` segments became `written` ones, `dropped` vectors of no photo are gone.
+
+    `built` is the `ann/` that was built, None where there was none to build.
+    """
 
     merged: int
     written: int
     dropped: int
     freed_bytes: int
+    built: AnnParameters | None
 
 
 class _Source(NamedTuple):
@@ -58,25 +64,49 @@ class _Written(NamedTuple):
     ids: Ids
 
 
-def compact(index: str | os.PathLike[str]) -> Compaction:
+def compact(
+    index: str | os.PathLike[str],
+    *,
+    kind: str = "auto",
+    memory_bytes: int | None = None,
+    recall: float = DEFAULT_RECALL,
+    rebuild: bool = False,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Compaction:
     """Compact the index in the folder `index`. A second time there is nothing to do.
 
-    Takes memory for one segment of SEGMENT_BYTES. Raises IndexNotFound, IndexFormatError where a segment is damaged,
-    IndexLocked, IndexUnusable.
+    `kind` is auto, flat, scan or ivf (see searchengine/index/ann.py); `memory_bytes` bounds what a search in it keeps
+    in memory; `recall` is what `ivf` is tuned to, of the ten best; `rebuild` builds `ann/` even where it is as it
+    should be. Takes memory for one segment of SEGMENT_BYTES, or for the codes. Raises IndexNotFound, IndexFormatError
+    where a segment is damaged, IndexLocked, IndexUnusable, UsageError for a kind that does not fit.
     """
+    if not 0 < recall <= 1:
+        raise UsageError(f"the recall to reach is {recall}; it must be above 0 and at most 1")
     locked = LockedIndex(index)
     identity = read_identity(locked.folder)
     if not locked.paths.database.is_file():
         raise IndexFormatError(f"the index at {printable(str(locked.folder))} has lost its metadata.sqlite; {RESTORE}")
     with locked, locked.disk_errors():
-        return compact_locked(locked, identity)
+        done = merge_segments(locked, identity)
+        built = update_ann(
+            locked,
+            identity,
+            kind=kind,
+            memory_bytes=memory_bytes,
+            recall=recall,
+            rebuild=rebuild,
+            on_progress=on_progress,
+        )
+        return replace(done, built=built)
 
 
-def compact_locked(locked: LockedIndex, identity: IndexIdentity) -> Compaction:
-    """The same for who holds the lock already."""
+def merge_segments(locked: LockedIndex, identity: IndexIdentity) -> Compaction:
+    """All but `ann/`, for who holds the lock already."""
     with locked.engine.begin() as connection:
         if schema_version(connection, locked.paths.database) == 0:
             raise IndexFormatError(f"the index at {printable(str(locked.folder))} has lost its tables; {RESTORE}")
+    migrate(locked.engine, locked.paths.database)
+    with locked.engine.begin() as connection:
         check_named_segments(connection, locked.paths, dim=identity.dim)
     delete_orphans(locked.engine, locked.paths)
     before_bytes = _size_bytes(locked.paths)
@@ -96,8 +126,8 @@ def compact_locked(locked: LockedIndex, identity: IndexIdentity) -> Compaction:
             with suppress(OSError):  # the next process that writes deletes it
                 locked.paths.segment(source.file).unlink()
     _tidy_tables(locked.engine)
-    freed_bytes = before_bytes - _size_bytes(locked.paths)
-    return Compaction(merged=len(sources), written=written, dropped=dropped, freed_bytes=freed_bytes)
+    freed_bytes = max(0, before_bytes - _size_bytes(locked.paths))
+    return Compaction(merged=len(sources), written=written, dropped=dropped, freed_bytes=freed_bytes, built=None)
 
 
 def _to_merge(engine: sa.Engine, capacity: int) -> list[_Source]:
@@ -140,7 +170,7 @@ def _living_vectors(locked: LockedIndex, sources: list[_Source], *, dim: int) ->
             raise IndexFormatError(f"{printable(str(path))} is damaged; {REPAIR}")
         for start in range(0, len(positions), ROWS_PER_COPY):
             some = positions[start : start + ROWS_PER_COPY]
-            yield segment.ids[some], segment.vectors()[some]
+            yield segment.ids[some], segment.matrix[some]
 
 
 def _living_ids(engine: sa.Engine, source: _Source, ids: Ids) -> Ids:

@@ -18,7 +18,7 @@ from indexer.checks.problems import (
     SetCount,
     SetCounter,
 )
-from indexer.compact import compact_locked
+from indexer.compact import merge_segments
 from indexer.lock import LockedIndex
 from indexer.salvage import rebuild_tables
 from searchengine.errors import IndexFormatError
@@ -79,7 +79,7 @@ def _mend(locked: LockedIndex, identity: IndexIdentity, problem: Problem) -> str
             return "they go on from the highest one"
         case RewriteSegments():
             try:
-                compact_locked(locked, identity)
+                merge_segments(locked, identity)
             except IndexFormatError:  # another segment has a problem that cannot be mended
                 return None
             return "written anew without them"

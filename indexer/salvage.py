@@ -10,7 +10,7 @@ from pathlib import Path
 
 from indexer.lock import LockedIndex
 from searchengine.index.layout import IndexPaths, publish
-from searchengine.index.schema import connect_for_writing, metadata, migrate
+from searchengine.index.schema import ann, connect_for_writing, metadata, migrate
 
 ROWS_PER_COPY = 4096
 MAX_ID = 2**53  # beyond any library; a higher one is damage
@@ -56,6 +56,8 @@ def _collect(paths: IndexPaths, untrusted: Mapping[str, frozenset[int]]) -> int 
     ):
         new.execute("BEGIN")
         for table in metadata.sorted_tables:
+            if table is ann:  # `compact` makes it anew
+                continue
             _copy_rows(old, new, table.name, untrusted.get(table.name, frozenset()))
         for name in ("segments", "vectors", "images"):
             _keep_counter(old, new, name, at_least=_highest_segment(paths) if name == "segments" else 0)

@@ -12,7 +12,7 @@ import faiss
 import sqlalchemy as sa
 
 from searchengine.index.layout import IndexPaths, publish
-from searchengine.index.schema import segments
+from searchengine.index.schema import ANN_VERSION, ann, schema_version, segments
 from searchengine.index.segments import Ids, check_segment_size
 from searchengine.models.published import sha256_of
 from searchengine.vectors import FloatMatrix
@@ -64,13 +64,19 @@ def next_id(connection: sa.Connection, table: str) -> int:
 def orphans(paths: IndexPaths, named: Container[str]) -> list[Path]:
     """Files that this program makes, left by a process that was killed: segments not in `named`, and unfinished files.
 
-    What else may lie in the folders is the user's. While another process writes, its newest files look like orphans.
+    `named` are the files of segments, and that of `ann/` with its folder before it. What else may lie in the folders
+    is the user's. While another process writes, its newest files look like orphans.
     """
     unfinished = [paths.identity.with_name(paths.identity.name + ".tmp"), *paths.folder.glob("metadata.sqlite.tmp*")]
     unnamed = [
         file
         for file in paths.segments.glob("*")
         if file.suffix in {".faiss", ".tmp"} and file.name not in named and not file.name.startswith(".")
+    ]
+    unnamed += [
+        file
+        for file in paths.anns.glob("*")
+        if file.suffix in {".faiss", ".tmp"} and f"ann/{file.name}" not in named and not file.name.startswith(".")
     ]
     return sorted(file for file in (*unfinished, *unnamed) if file.is_file())
 
@@ -79,6 +85,8 @@ def delete_orphans(engine: sa.Engine, paths: IndexPaths) -> None:
     """Only under the writer's lock. What cannot be deleted does no harm."""
     with engine.begin() as connection:
         named = set(connection.execute(sa.select(segments.c.file)).scalars())
+        if schema_version(connection, paths.database) >= ANN_VERSION:
+            named |= {f"ann/{file}" for file in connection.execute(sa.select(ann.c.file)).scalars()}
         left = orphans(paths, named)
         # Damaged tables may have lost rows without a word; what they named is not to be deleted.
         if left and connection.exec_driver_sql("PRAGMA integrity_check(segments)").scalars().all() != ["ok"]:

@@ -16,6 +16,7 @@ from typing import Any
 import filelock
 import sqlalchemy as sa
 
+from indexer.checks.ann import check_ann
 from indexer.checks.photos import check_photos
 from indexer.checks.problems import REPAIR_ALONE, DeleteFile, Problem, Repair
 from indexer.checks.segments import check_segments
@@ -32,7 +33,7 @@ from searchengine.index.layout import (
     index_folder,
     read_identity,
 )
-from searchengine.index.schema import open_read_only, refuse_newer_tables
+from searchengine.index.schema import ANN_VERSION, open_read_only, refuse_newer_tables
 from searchengine.text import printable
 
 MAX_ROUNDS = 10  # of repair: each shows what the one before made visible
@@ -135,11 +136,12 @@ def check_index(
             try:
                 problems += check_rows(connection)
                 problems += check_segments(connection, paths, dim=identity.dim)
+                problems += check_ann(connection, paths, dim=identity.dim)
                 checked = _named_files(connection)
             except sqlite3.DatabaseError as error:
                 return [*problems, damaged_tables(f"cannot be read ({error})")]
         # A segment that was merged into another meanwhile is deleted, though its row was there when the check began.
-        if checked <= _named_now(paths) or not any(problem.kind == "segment" for problem in problems):
+        if checked <= _named_now(paths) or not any(problem.kind in {"segment", "ann"} for problem in problems):
             return problems + _orphans(paths, locked=locked, on_notice=on_notice)
 
 
@@ -207,7 +209,10 @@ def _open(paths: IndexPaths) -> sqlite3.Connection:
 
 
 def _named_files(connection: sqlite3.Connection) -> set[str]:
-    return {str(row[0]) for row in connection.execute("SELECT file FROM segments")}
+    named = {str(row[0]) for row in connection.execute("SELECT file FROM segments")}
+    if connection.execute("PRAGMA user_version").fetchone()[0] >= ANN_VERSION:
+        named |= {f"ann/{row[0]}" for row in connection.execute("SELECT file FROM ann")}
+    return named
 
 
 def _named_now(paths: IndexPaths) -> set[str]:

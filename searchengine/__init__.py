@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING, Any
 from searchengine import errors
 
 if TYPE_CHECKING:
+    from searchengine.filters import Filters
+    from searchengine.hits import Hit
     from searchengine.index.reader import Index
-    from searchengine.search import Hit, Searcher
+    from searchengine.search import Searcher
     from searchengine.vectors import Encoder
 
 __version__ = "0.1.0"
-__all__ = ["Hit", "Searcher", "errors", "load_encoder", "open_index"]
+__all__ = ["Filters", "Hit", "Searcher", "errors", "load_encoder", "open_index"]
+
+HOMES = {"Filters": "searchengine.filters", "Hit": "searchengine.hits", "Searcher": "searchengine.search"}
 
 
 def open_index(folder: str | os.PathLike[str]) -> Index:
@@ -41,6 +45,6 @@ def load_encoder(name: str = "mini", *, device: str = "auto", precision: str = "
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Searcher", "Hit"):
-        return getattr(importlib.import_module("searchengine.search"), name)
+    if name in HOMES:
+        return getattr(importlib.import_module(HOMES[name]), name)
     raise AttributeError(f"module 'searchengine' has no attribute {name!r}")

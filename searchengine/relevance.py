@@ -13,14 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from searchengine.errors import IndexFormatError
+from searchengine.hits import MATCH as MATCH
 from searchengine.index.commits import Version
 from searchengine.index.layout import REPAIR
 from searchengine.index.reader import Index
 from searchengine.text import printable
 from searchengine.vectors import FloatMatrix, UsualScores
-
-# From this relevance on, a hit counts as a match.
-MATCH = 0.5
 
 SAMPLE_SIZE = 4096
 SLOPE, THRESHOLD = 1.7, 2.3

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from searchengine.decode import DEFAULT_LIMITS
 from searchengine.errors import ImageError, ModelMismatch, QueryError, UsageError
-from searchengine.index.filters import Filters
-from searchengine.index.reader import ImageRow, Index
+from searchengine.filters import Filters
+from searchengine.hits import Hit as Hit
+from searchengine.index.photos import ImageRow
+from searchengine.index.reader import Index
+from searchengine.index.segments import Ids
 from searchengine.relevance import Background
 from searchengine.stores.local import read_local
 from searchengine.text import printable
@@ -28,23 +29,15 @@ MAX_QUERY_CHARACTERS = 100_000
 # index as it was before or after. Commits are many seconds apart, so a second attempt nearly always does.
 ATTEMPTS = 5
 
+# Half weight keeps the wanted side in charge where the two share content ("dog on a beach" less "people on a beach").
+NEGATIVE_WEIGHT = 0.5
 
-@dataclass(frozen=True, kw_only=True)
-class Hit:
-    """One photo found. `rank` counts from 1; `score` is the cosine to the query, higher is better.
 
-    `relevance` in [0, 1] tells how surely the photo is a match; from `relevance.MATCH` on it counts as one.
-    """
+class Picture(NamedTuple):
+    """A query's image: its vector (dim,), and the vector's id where the image is indexed."""
 
-    rank: int
-    score: float
-    relevance: float
-    id: int
-    store: str
-    path: str
-    taken_at: str | None
-    width: int
-    height: int
+    vector: FloatMatrix
+    vector_id: int | None
 
 
 class Searcher:
@@ -65,21 +58,47 @@ class Searcher:
         """The k photos that `text` describes best. Raises QueryError for an empty or over-long text."""
         return self.search_vector(self.text_vector(text), k=k, offset=offset, filters=filters)
 
+    def search_many(
+        self, texts: Sequence[str], *, k: int = 10, offset: int = 0, filters: Filters | None = None
+    ) -> list[list[Hit]]:
+        """For each text what `search` finds, with one call of the encoder and one pass over the vectors."""
+        return self.search_vectors(self._text_vectors(texts), k=k, offset=offset, filters=filters)
+
     def search_image(
         self, image: ImageSource, *, k: int = 10, offset: int = 0, filters: Filters | None = None
     ) -> list[Hit]:
         """The k photos most like `image`; if it is indexed itself, it is left out. Raises QueryError."""
-        known = self._vector_id_of(image)
-        vector = self._encode_image(image) if known is None else self.index.vector(known)
-        return self.search_vector(vector, k=k, offset=offset, filters=filters, without=known)
+        return self.search_combined(images=[image], k=k, offset=offset, filters=filters)
+
+    def search_images(
+        self, images: Sequence[ImageSource | int], *, k: int = 10, offset: int = 0, filters: Filters | None = None
+    ) -> list[Hit]:
+        """The k photos most like all `images` together: like the mean of their vectors.
+
+        An int is the id of an indexed photo. Those of `images` that are indexed, and their exact copies, are left out.
+        """
+        return self.search_combined(images=images, k=k, offset=offset, filters=filters)
 
     def similar(self, image_id: int, *, k: int = 10, offset: int = 0, filters: Filters | None = None) -> list[Hit]:
         """The k photos most like the indexed photo `image_id`, less that photo and its exact copies."""
-        row = self.index.image(int(image_id)) if 0 < image_id < 2**63 else None
-        if row is None:
-            raise QueryError(f"the index has no photo with id {image_id}; ids are in the results of a search")
-        vector = self.index.vector(row.vector_id)
-        return self.search_vector(vector, k=k, offset=offset, filters=filters, without=row.vector_id)
+        return self.search_combined(images=[int(image_id)], k=k, offset=offset, filters=filters)
+
+    def search_combined(
+        self,
+        *,
+        texts: Sequence[str] = (),
+        images: Sequence[ImageSource | int] = (),
+        without: Sequence[str] = (),
+        k: int = 10,
+        offset: int = 0,
+        filters: Filters | None = None,
+    ) -> list[Hit]:
+        """The k photos nearest to what `combine` makes of the same; none of `images`, nor an exact copy of one."""
+        _check_page(k, offset)
+        pictures = [self._picture(image) for image in images]
+        vector = self._combined([*self._text_vectors(texts), *(picture.vector for picture in pictures)], without)
+        known = [picture.vector_id for picture in pictures if picture.vector_id is not None]
+        return self.search_vector(vector, k=k, offset=offset, filters=filters, without=known)
 
     def search_vector(
         self,
@@ -88,68 +107,147 @@ class Searcher:
         k: int = 10,
         offset: int = 0,
         filters: Filters | None = None,
-        without: int | None = None,
+        without: Collection[int] = (),
     ) -> list[Hit]:
-        """The k photos nearest to a unit vector of shape (dim,), after the first `offset`.
+        """The k photos nearest to a unit vector of shape (dim,), after the first `offset`; see `search_vectors`."""
+        return self.search_vectors(np.asarray(vector)[None], k=k, offset=offset, filters=filters, without=without)[0]
 
-        Photos of equal score come in the order of their vectors' ids, then their own, so pages never overlap.
+    def search_vectors(
+        self,
+        vectors: FloatMatrix,
+        *,
+        k: int = 10,
+        offset: int = 0,
+        filters: Filters | None = None,
+        without: Collection[int] = (),
+    ) -> list[list[Hit]]:
+        """For each of the unit vectors (q, dim) the k nearest photos, after the first `offset`.
+
+        `without` holds ids of vectors whose photos are left out. Photos of equal score come in the order of their
+        vectors' ids, then their own. A page is exact for the committed state that it saw, and pages of one state never
+        overlap nor lose a photo; as long as `index.snapshot().version` stays the same, so does the state.
+        Raises UsageError for vectors that are not of this index's kind, k < 1 or offset < 0.
         """
-        if k < 1 or offset < 0:
-            raise UsageError(f"k is {k} and offset {offset}; k must be at least 1, offset at least 0")
-        query = check_unit_rows(np.asarray(vector)[None], dim=self.index.dim)
+        _check_page(k, offset)
+        queries = check_unit_rows(np.asarray(vectors), dim=self.index.dim)
         for _ in range(ATTEMPTS):
             version = self.index.snapshot().version
-            rows = self._ranked(query, k=offset + k, filters=filters, without=without)[offset:]
+            pages, rows = self._pages(queries, k=k, offset=offset, filters=filters, without=without)
             if self.index.snapshot().version == version:
                 break
-        relevances = self._background.relevance(query[0], np.asarray([score for score, _ in rows], np.float32))
         return [
-            _hit(rank, score, float(relevance), row)
-            for rank, ((score, row), relevance) in enumerate(zip(rows, relevances, strict=True), start=offset + 1)
+            [
+                _hit(rank, score, relevance, rows[photo])
+                for rank, (photo, score, relevance) in enumerate(
+                    zip(photos.tolist(), scores.tolist(), relevances.tolist(), strict=True), start=offset + 1
+                )
+                if photo in rows
+            ]
+            for photos, scores, relevances in (
+                (photos, scores, self._background.relevance(query, scores))
+                for query, (photos, scores) in zip(queries, pages, strict=True)
+            )
         ]
 
-    def _ranked(
-        self, query: FloatMatrix, *, k: int, filters: Filters | None, without: int | None
-    ) -> list[tuple[float, ImageRow]]:
-        """The k best photos with their scores, for a query of shape (1, dim)."""
+    def _pages(
+        self, queries: FloatMatrix, *, k: int, offset: int, filters: Filters | None, without: Collection[int]
+    ) -> tuple[list[tuple[Ids, FloatMatrix]], dict[int, ImageRow]]:
+        """For each query the photos' ids and scores, best first, and what is known of all these photos."""
         among = self.index.vector_ids(filters) if filters else None
-        scores, ids = self.index.search(query, k=k + (without is not None), among=among)
-        found = [(float(s), int(i)) for s, i in zip(scores[0], ids[0], strict=True) if i >= 0 and i != without]
-        photos = self.index.images_of([vector_id for _, vector_id in found], filters=filters)
-        return [(score, row) for score, vector_id in found for row in photos.get(vector_id, ())][:k]
+        excluded = np.fromiter(without, np.int64)
+        ranked = [
+            (scores[usable], ids[usable])
+            for scores, ids in self._ranked(queries, k=offset + k + len(excluded), among=among)
+            for usable in [~np.isin(ids, excluded)]
+        ]
+        vectors = np.unique(np.concatenate([excluded[:0], *(ids for _, ids in ranked)]))
+        photos, places = self.index.photos_of(vectors, filters=filters)
+        starts = np.searchsorted(places, np.arange(len(vectors) + 1))
+        pages = []
+        for scores, ids in ranked:
+            place = np.searchsorted(vectors, ids)
+            counts = starts[place + 1] - starts[place]
+            # The photos of each vector are a run in `photos`: of each run its first place, then one more a photo.
+            ends = np.cumsum(counts)
+            which = np.repeat(starts[place] - (ends - counts), counts) + np.arange(counts.sum())
+            page = slice(offset, offset + k)
+            pages.append((photos[which[page]], np.repeat(scores, counts)[page]))
+        return pages, self.index.images(np.unique(np.concatenate([excluded[:0], *(found for found, _ in pages)])))
+
+    def _ranked(self, queries: FloatMatrix, *, k: int, among: Ids | None) -> list[tuple[FloatMatrix, Ids]]:
+        """For each query the scores and ids of its nearest vectors; the first j are the same for every k >= j."""
+        if self.index.snapshot().ann is None:
+            return list(zip(*self.index.search(queries, k=k, among=among), strict=True))
+        return [self.index.rank(query, k=k, among=among) for query in queries]
 
     def text_vector(self, text: str) -> FloatMatrix:
         """The unit vector (dim,) of a query text."""
-        if not text.strip():
-            raise QueryError("the query is empty; describe what the photo shows")
-        if len(text) > MAX_QUERY_CHARACTERS:
-            raise QueryError(f"the query has {len(text):,} characters, more than {MAX_QUERY_CHARACTERS:,}; shorten it")
-        vector: FloatMatrix = self.encoder.encode_texts([text])[0]
+        vector: FloatMatrix = self._text_vectors([text])[0]
         return vector
 
-    def image_vector(self, image: ImageSource) -> FloatMatrix:
-        """The unit vector (dim,) of an image, from the index if it is indexed. Raises QueryError."""
-        known = self._vector_id_of(image)
-        return self._encode_image(image) if known is None else self.index.vector(known)
+    def image_vector(self, image: ImageSource | int) -> FloatMatrix:
+        """The unit vector (dim,) of an image, from the index if it is indexed; an int is a photo's id there.
+
+        Raises QueryError.
+        """
+        return self._picture(image).vector
 
     def combine(
-        self, *, texts: Sequence[str] = (), images: Sequence[ImageSource] = (), without: Sequence[str] = ()
+        self,
+        *,
+        texts: Sequence[str] = (),
+        images: Sequence[ImageSource | int] = (),
+        without: Sequence[str] = (),
     ) -> FloatMatrix:
-        """One unit vector for several conditions: the sum of `texts` and `images`, less what `without` describes."""
-        wanted = [self.text_vector(text) for text in texts] + [self.image_vector(image) for image in images]
+        """One unit vector for several conditions: the mean of `texts` and `images`, less what `without` describes."""
+        return self._combined([*self._text_vectors(texts), *map(self.image_vector, images)], without)
+
+    def _combined(self, wanted: Sequence[FloatMatrix], without: Sequence[str]) -> FloatMatrix:
         if not wanted:
             raise QueryError("the query is empty; give a text or an image")
+        if len(wanted) == 1 and not without:
+            return wanted[0]
         total = np.mean(wanted, axis=0)
         if without:
-            unwanted = [self.text_vector(text) for text in without]
-            total = total - NEGATIVE_WEIGHT * np.mean(unwanted, axis=0)
+            total = total - NEGATIVE_WEIGHT * np.mean(self._text_vectors(without), axis=0)
         combined: FloatMatrix = normalise(total[None])[0]
         return combined
+
+    def _text_vectors(self, texts: Sequence[str]) -> FloatMatrix:
+        for text in texts:
+            if not text.strip():
+                raise QueryError("the query is empty; describe what the photo shows")
+            if len(text) > MAX_QUERY_CHARACTERS:
+                raise QueryError(
+                    f"the query has {len(text):,} characters, more than {MAX_QUERY_CHARACTERS:,}; shorten it"
+                )
+        return self.encoder.encode_texts(texts) if texts else np.empty((0, self.index.dim), np.float32)
+
+    def _picture(self, image: ImageSource | int) -> Picture:
+        """Raises QueryError."""
+        if isinstance(image, int | np.integer):
+            row = self.index.image(int(image)) if 0 < image < 2**63 else None
+            stored = None if row is None else self._stored(row.vector_id)
+            if stored is None:
+                raise QueryError(f"the index has no photo with id {image}; ids are in the results of a search")
+            return stored
+        known = self._vector_id_of(image)
+        stored = None if known is None else self._stored(known)
+        return stored or Picture(self._encode_image(image), None)
+
+    def _stored(self, vector_id: int) -> Picture | None:
+        """None where a compaction has dropped the vector since its row was read."""
+        try:
+            return Picture(self.index.vector(vector_id), vector_id)
+        except KeyError:
+            return None
 
     def _vector_id_of(self, image: ImageSource) -> int | None:
         """The id of the vector of a file whose content is indexed, under whatever name."""
         if not isinstance(image, str | os.PathLike):
             return None
+        from searchengine.decode import DEFAULT_LIMITS
+
         try:
             data = read_local(os.fspath(image), max_bytes=DEFAULT_LIMITS.max_file_bytes)
         except ImageError as error:
@@ -164,8 +262,9 @@ class Searcher:
         return vector
 
 
-# Half weight keeps the wanted side in charge where the two share content ("dog on a beach" less "people on a beach").
-NEGATIVE_WEIGHT = 0.5
+def _check_page(k: int, offset: int) -> None:
+    if k < 1 or offset < 0:
+        raise UsageError(f"k is {k} and offset {offset}; k must be at least 1, offset at least 0")
 
 
 def _unusable(image: ImageSource, error: ImageError) -> QueryError:

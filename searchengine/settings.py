@@ -28,6 +28,7 @@ BOUNDS = {
     "max_file_bytes": (1, 2**40),
     "max_decode_seconds": (1, 86_400),
     "max_decode_memory_bytes": (64 * 2**20, 2**40),
+    "warm_idle_seconds": (1, 604_800),
 }
 SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 # What a text must match, and that in words.
@@ -35,6 +36,7 @@ FORMS = {
     "device": (r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, cuda, cuda:N or mps"),
     "precision": ("|".join(PRECISIONS), f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"),
     "mirror": (r"(https?://[^\s/]\S*)?", "the http or https address of a folder, or empty"),
+    "warm": (r"off|use|auto", "off, use or auto"),
 }
 
 
@@ -55,6 +57,8 @@ class Settings:
     max_file_bytes: int
     max_decode_seconds: int
     max_decode_memory_bytes: int
+    warm: str
+    warm_idle_seconds: int
     origins: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -23,11 +23,13 @@ from typing import Any
 
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from searchengine.models.clip import checkpoints
+from searchengine.models.clip import checkpoints, text_numpy
+from searchengine.models.clip.architecture import Activation, ClipConfig, TransformerConfig
 from searchengine.models.clip.checkpoints import Checkpoint
-from searchengine.models.clip.model import Activation, ClipConfig, Prompts, TransformerConfig
+from searchengine.models.clip.model import Prompts
 
 # --- architectures and weights
 
@@ -146,8 +148,8 @@ class InMemory:
         self._tensors = tensors
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
-    def read(self, name: str) -> Tensor:
-        return self._tensors[name]
+    def read(self, name: str) -> NDArray[Any]:
+        return self._tensors[name].numpy()
 
 
 def our_checkpoint(weights: dict[str, Tensor], activation: Activation, folder: Path) -> Checkpoint:
@@ -170,6 +172,11 @@ def our_image_features(checkpoint: Checkpoint, pixels: Tensor) -> Tensor:
 def our_text_features(checkpoint: Checkpoint, texts: Sequence[Sequence[int]]) -> Tensor:
     features: Tensor = checkpoint.text_transformer()(Prompts.pack(texts))
     return features
+
+
+def our_numpy_text_features(checkpoint: Checkpoint, texts: Sequence[Sequence[int]]) -> Tensor:
+    """What a search from the command line computes, without torch."""
+    return torch.from_numpy(text_numpy.TextTower(checkpoint).encode(texts))
 
 
 # --- the references: from a state dict with OpenAI's names to what encodes NCHW pixels and padded tokens

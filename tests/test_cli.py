@@ -222,7 +222,8 @@ def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(cli: Cli, library
 def test_status_has_the_promised_keys(cli: Cli, indexed: Path, library: Path) -> None:
     status = json.loads(cli("status", "--index", indexed, "--json").out)
     promised = (
-        "images vectors segments failures model fingerprint dim precision index_kind recall_at_10 size_bytes last_run"
+        "images vectors segments failures model fingerprint dim precision index_kind recall_at_10 size_bytes last_run "
+        "vectors_not_in_ann resident_bytes_per_vector"
     )
     assert list(status) == promised.split()
     assert (status["images"], status["model"], status["dim"]) == (len(list(library.iterdir())), "mini", 512)

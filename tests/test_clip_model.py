@@ -18,6 +18,7 @@ from clip_references import (
     Reference,
     our_checkpoint,
     our_image_features,
+    our_numpy_text_features,
     our_text_features,
     random_weights,
     small_config,
@@ -27,8 +28,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from searchengine.models.clip.architecture import VIT_B_16, VIT_B_32, VIT_L_14, Activation, ClipConfig
 from searchengine.models.clip.checkpoints import Checkpoint
-from searchengine.models.clip.model import VIT_B_16, VIT_B_32, VIT_L_14, Activation, ClipConfig, Prompts
+from searchengine.models.clip.model import Prompts
 
 TOLERANCE = 1e-5
 Tokens = list[int]
@@ -65,6 +67,7 @@ class Case:
     texts: list[Tokens]
     image_features: Tensor
     text_features: Tensor
+    numpy_text_features: Tensor
 
 
 # Text lengths; there are as many images.
@@ -80,7 +83,13 @@ def true_size(request: pytest.FixtureRequest, folder: Path) -> Iterator[Case]:
     checkpoint = our_checkpoint(weights, config.activation, folder)
     assert checkpoint.config == config
     yield Case(
-        config, weights, pixels, texts, our_image_features(checkpoint, pixels), our_text_features(checkpoint, texts)
+        config,
+        weights,
+        pixels,
+        texts,
+        our_image_features(checkpoint, pixels),
+        our_text_features(checkpoint, texts),
+        our_numpy_text_features(checkpoint, texts),
     )
     weights.clear()  # 1.7 GB
 
@@ -91,7 +100,10 @@ def test_features_at_the_published_sizes_are_the_references(true_size: Case, nam
     assert true_size.image_features.std().item() == pytest.approx(1, abs=0.2)
     assert true_size.text_features.std().item() == pytest.approx(1, abs=0.2)
     assert gap(true_size.image_features, reference.image_features(true_size.pixels)) < TOLERANCE
-    assert gap(true_size.text_features, reference.text_features(true_size.texts)) < TOLERANCE
+    expected = reference.text_features(true_size.texts)
+    assert gap(true_size.text_features, expected) < TOLERANCE
+    assert gap(true_size.numpy_text_features, expected) < TOLERANCE
+    assert gap(true_size.numpy_text_features, true_size.text_features) < TOLERANCE
 
 
 # --- small ones of any shape
@@ -132,6 +144,7 @@ def test_features_of_any_small_architecture_are_the_references(folder: Path, dat
     checkpoint = our_checkpoint(weights, config.activation, folder)
     image_features, text_features = our_image_features(checkpoint, pixels), our_text_features(checkpoint, texts)
     assert checkpoint.config == config
+    assert gap(our_numpy_text_features(checkpoint, texts), text_features) < TOLERANCE
     for name in (
         ("openai", "open_clip", "transformers")
         if config.activation == "quick_gelu"
@@ -155,7 +168,8 @@ def test_weights_by_either_publishers_names_give_the_same_features(folder: Path,
     other = our_checkpoint(transformers_form(weights), config.activation, folder)
     assert one.config == other.config
     assert torch.equal(our_image_features(one, pixels), our_image_features(other, pixels))
-    assert torch.equal(our_text_features(one, [text]), our_text_features(other, [text]))
+    for text_features in (our_text_features, our_numpy_text_features):
+        assert torch.equal(text_features(one, [text]), text_features(other, [text]))
     assert one.logit_scale == other.logit_scale == pytest.approx(math.exp(weights["logit_scale"]))
 
 

@@ -60,7 +60,7 @@ def contents(folder: Path) -> dict[str, tuple[int, int, bytes]]:
     """key -> ids of the photo and its vector, and the vector's bits."""
     with Index(folder) as index:
         segments = index.snapshot().segments
-        vectors = {int(i): row.tobytes() for part in segments for i, row in zip(part.ids, part.vectors(), strict=True)}
+        vectors = {int(i): row.tobytes() for part in segments for i, row in zip(part.ids, part.matrix, strict=True)}
         return {row.key: (row.id, row.vector_id, vectors[row.vector_id]) for row in all_rows(index)}
 
 
@@ -128,10 +128,10 @@ def test_a_reader_keeps_what_it_has_mapped_and_sees_the_new_segments(quick: Path
     folder = library(quick / "index", [20, 20], removed=[3])
     with Index(folder) as index:
         old = index.snapshot()
-        rows = [segment.vectors().copy() for segment in old.segments]
+        rows = [segment.matrix.copy() for segment in old.segments]
         assert compact(folder).dropped == 1
         for segment, before in zip(old.segments, rows, strict=True):
-            np.testing.assert_array_equal(segment.vectors(), before)
+            np.testing.assert_array_equal(segment.matrix, before)
         assert [len(segment.ids) for segment in index.snapshot().segments] == [39]
 
 

@@ -105,7 +105,7 @@ def test_the_public_names_are_these() -> None:
     import indexer
     import searchengine
 
-    assert searchengine.__all__ == ["Hit", "Searcher", "errors", "load_encoder", "open_index"]
+    assert searchengine.__all__ == ["Filters", "Hit", "Searcher", "errors", "load_encoder", "open_index"]
     assert indexer.__all__ == ["Report", "build"]
     for package in (searchengine, indexer):
         assert all(getattr(package, public) is not None for public in package.__all__)

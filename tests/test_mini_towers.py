@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from searchengine.errors import QueryError, UsageError, WeightsError
-from searchengine.models.mini.minilm import GELU_BLOCK, MAX_TOKENS, MiniLM, gelu
+from searchengine.models.layers import GELU_BLOCK, gelu
+from searchengine.models.mini.minilm import MAX_TOKENS, MiniLM
 
 CAPTIONS = [
     "A black dog runs through the snow .",

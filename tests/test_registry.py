@@ -69,7 +69,14 @@ class FakeClip(FakeEncoder):
     """Stands for ClipEncoder, which is tested elsewhere: what matters here is how it is called."""
 
     def __init__(
-        self, *, name: str, weights_file: Path, device: str = "auto", precision: str = "fp32", sha256: str | None = None
+        self,
+        *,
+        name: str,
+        weights_file: Path,
+        device: str = "auto",
+        precision: str = "fp32",
+        sha256: str | None = None,
+        hashes_folder: Path | None = None,
     ) -> None:
         super().__init__(name=name)
         self.weights_file, self.device, self.precision, self.sha256 = weights_file, device, precision, sha256
@@ -424,7 +431,7 @@ def test_auto_is_the_indexs_own_encoder_whatever_else_there_is(
     cli: Cli, server: Server, tiny: PublishedFile, folder: Path, pictures: Path, tmp_path: Path
 ) -> None:
     assert cli("index", pictures, "--index", tmp_path / "i", "--model", "mini").code == 0
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)  # mini may have left its hashes there
     tiny.stored_in(folder).write_bytes(CONTENT)
     assert cli("index", pictures, "--index", tmp_path / "i", "--json").lines[0]["model"] == "mini"
     assert server.paths == []

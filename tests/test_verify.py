@@ -104,7 +104,7 @@ def forge(folder: Path, ids: list[int], rows: np.ndarray) -> None:
 
 def first_rows(folder: Path) -> np.ndarray:
     with Index(folder / "index") as index:
-        return index.snapshot().segments[0].vectors().copy()
+        return index.snapshot().segments[0].matrix.copy()
 
 
 def forge_long_vector(folder: Path) -> None:

@@ -88,7 +88,7 @@ def _check(path: Path, number: int, count: int, sha256: str, expected: Ids, dim:
 
 def _not_unit(segment: Segment) -> Ids:
     """The ids of vectors that are not finite or not of length 1."""
-    matrix, wrong = segment.vectors(), [NO_IDS]
+    matrix, wrong = segment.matrix, [NO_IDS]
     for start in range(0, len(matrix), ROWS_PER_CHECK):
         with np.errstate(over="ignore", invalid="ignore"):
             lengths = np.linalg.norm(matrix[start : start + ROWS_PER_CHECK], axis=1)

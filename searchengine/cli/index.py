@@ -111,6 +111,16 @@ def command(
 
         report = build(settings.index_folder, stores, **options)
     _print_counters(report.as_dict(), as_json=as_json)
+    if report.added:
+        _recommend_compaction(settings)
+
+
+def _recommend_compaction(settings: Settings) -> None:
+    from indexer.ann import SCAN_FROM, compared_one_by_one
+
+    compared = compared_one_by_one(settings.index_folder)
+    if compared >= SCAN_FROM:
+        notice(f"each search compares {compared:,} vectors one by one; `searchengine compact` makes that much faster")
 
 
 def _watch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import click
 
 from searchengine.cli.output import notice, progress_bar
 from searchengine.errors import IndexNotFound, ModelUnusable
+from searchengine.filters import ORIENTATIONS, Filters, Orientation
 
 if TYPE_CHECKING:
     from searchengine.decode import DecodeLimits
@@ -39,13 +41,17 @@ device_option = click.option("--device", help="Where the encoder runs: auto, cpu
 
 
 def filter_options(command: Command) -> Command:
-    """Adds --after, --before, --under, --camera and --near, and hands them on as one `filters`."""
+    """Adds the options that narrow a search to some photos, and hands them on as one `filters`."""
 
     @click.option("--after", metavar="DATE", help="Taken on DATE (2024, 2024-05, 2024-05-31) or later.")
     @click.option("--before", metavar="DATE", help="Taken before DATE.")
     @click.option("--under", metavar="FOLDER", help="Only photos below FOLDER.")
     @click.option("--camera", metavar="NAME", help="Only photos by a camera whose name contains NAME.")
     @click.option("--near", metavar="LAT,LON,KM", help="Only photos taken at most KM kilometres from a place.")
+    @click.option("--min-side", type=click.IntRange(min=1), metavar="PX", help="Shorter side of at least PX pixels.")
+    @click.option("--orientation", type=click.Choice(ORIENTATIONS), help="Only photos of this shape.")
+    @click.option("--min-size", metavar="SIZE", help="Only files of SIZE (300K, 2M, 1G) or more.")
+    @click.option("--max-size", metavar="SIZE", help="Only files of SIZE or less.")
     @functools.wraps(command)
     def wrapper(
         *args: Any,
@@ -54,16 +60,22 @@ def filter_options(command: Command) -> Command:
         under: str | None,
         camera: str | None,
         near: str | None,
+        min_side: int | None,
+        orientation: Orientation | None,
+        min_size: str | None,
+        max_size: str | None,
         **kwargs: Any,
     ) -> Any:
-        from searchengine.index.filters import Filters
-
         filters = Filters(
             after=parse_date(after, "--after"),
             before=parse_date(before, "--before"),
             under=under,
             camera=camera,
             near=parse_near(near),
+            min_side=min_side,
+            orientation=orientation,
+            min_size_bytes=parse_size(min_size, "--min-size"),
+            max_size_bytes=parse_size(max_size, "--max-size"),
         )
         return command(*args, filters=filters, **kwargs)
 
@@ -95,6 +107,16 @@ def parse_near(text: str | None) -> tuple[float, float, float] | None:
     if not (abs(latitude) <= 90 and abs(longitude) <= 180 and 0 <= radius_km < math.inf):
         raise click.BadParameter(f"{text!r} is no place on Earth with a radius in km", param_hint="--near")
     return latitude, longitude, radius_km
+
+
+def parse_size(text: str | None, option: str) -> int | None:
+    """Bytes: a number, or one with K, M or G, which count by 1024."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)\s*([KMG]?)(?:i?B)?", text, re.ASCII | re.IGNORECASE)
+    if match is None:
+        raise click.BadParameter(f"{text!r} is no size; write 300K, 2.5M or 1G", param_hint=option)
+    return round(float(match[1]) * 2.0 ** (10 * " KMG".index(match[2].upper() or " ")))
 
 
 def settings_from(**flags: Any) -> Settings:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import sys
 import time
@@ -18,7 +17,7 @@ import click
 from searchengine.text import printable
 
 if TYPE_CHECKING:
-    from searchengine.search import Hit
+    from searchengine.hits import Hit
 
 PROGRESS_INTERVAL_SECONDS = 0.1
 
@@ -118,6 +117,8 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
 @contextmanager
 def silent_decoders() -> Iterator[None]:
     """libtiff and its like write complaints about photos straight to descriptor 2; ours go to a copy of it."""
+    import logging
+
     logging.getLogger("PIL").addHandler(logging.NullHandler())
     sys.stderr.flush()
     copy = os.dup(2)

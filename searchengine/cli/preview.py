@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from searchengine.search import Hit
+    from searchengine.hits import Hit
 
 MAX_WIDTH_CHARACTERS = 48
 

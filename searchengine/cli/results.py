@@ -13,10 +13,11 @@ import click
 
 from searchengine.cli.output import notice, print_json_lines, print_paths, print_table
 from searchengine.errors import UsageError
+from searchengine.hits import MATCH
 from searchengine.text import printable
 
 if TYPE_CHECKING:
-    from searchengine.search import Hit
+    from searchengine.hits import Hit
 
 FOUND, NOTHING_FOUND = 0, 1
 
@@ -98,8 +99,6 @@ def parse_threshold(text: str) -> float | str:
 
 def present(hits: list[Hit], presentation: Presentation, *, title: str) -> int:
     """Show the hits that pass the threshold; returns the exit code."""
-    from searchengine.relevance import MATCH
-
     threshold = presentation.threshold
     if threshold == "auto":
         hits = [hit for hit in hits if hit.relevance >= MATCH]

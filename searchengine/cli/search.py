@@ -1,23 +1,16 @@
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import click
 
-from searchengine.cli.options import (
-    device_option,
-    encoder_of,
-    filter_options,
-    index_option,
-    open_for_reading,
-    settings_from,
-)
+from searchengine.cli.options import device_option, filter_options, index_option, settings_from
+from searchengine.cli.queries import SearchRequest, find, names_a_picture, picture
 from searchengine.cli.results import present, result_options
 
 if TYPE_CHECKING:
     from searchengine.cli.results import Presentation
-    from searchengine.index.filters import Filters
+    from searchengine.filters import Filters
 
 
 @click.command("search", epilog="Example:  searchengine search 'a man riding a wave' --after 2023 --sheet waves.png")
@@ -40,31 +33,18 @@ def command(
     """Find photos by describing them, or by another picture.
 
     QUERY is a description. An existing file written as a path (./x.jpg, /photos/x.jpg, ~/x.jpg) is a picture to
-    compare with; plain words never are. Exit code 1 means that nothing was found.
+    compare with; plain words never are. An indexed picture does not return itself. Exit code 1 means that nothing was
+    found.
     """
-    from searchengine.search import Searcher
-
-    settings = settings_from(index=index, device=device)
     query = " ".join(words)
-    with open_for_reading(settings) as opened:
-        searcher = Searcher(opened, encoder_of(opened, settings))
-        k, offset = presentation.k, presentation.offset
-        if is_image_query(query) and not like and not without:
-            hits = searcher.search_image(os.path.expanduser(query), k=k, offset=offset, filters=filters)
-        elif like or without:
-            pictures = [os.path.expanduser(path) for path in like]
-            texts = [query] if query else []
-            if is_image_query(query):
-                pictures, texts = [os.path.expanduser(query), *pictures], []
-            vector = searcher.combine(texts=texts, images=pictures, without=without)
-            hits = searcher.search_vector(vector, k=k, offset=offset, filters=filters)
-        else:
-            hits = searcher.search(query, k=k, offset=offset, filters=filters)
+    as_picture = names_a_picture(query)
+    request = SearchRequest(
+        texts=(query,) if query and not as_picture else (),
+        pictures=tuple(picture(name) for name in ([query] if as_picture else []) + list(like)),
+        unwanted=without,
+        filters=filters,
+        k=presentation.k,
+        offset=presentation.offset,
+    )
+    hits = find(request, settings_from(index=index, device=device))
     return present(hits, presentation, title=query or "like the given pictures")
-
-
-def is_image_query(query: str) -> bool:
-    """Whether the query is written as a path, and a file is there."""
-    path = os.path.expanduser(query)
-    looks_like_path = os.path.isabs(path) or query.startswith((f".{os.sep}", f"..{os.sep}", "./", "../"))
-    return looks_like_path and os.path.isfile(path)

@@ -13,7 +13,7 @@ from searchengine.text import printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from searchengine.search import Hit
+    from searchengine.hits import Hit
 
     Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 

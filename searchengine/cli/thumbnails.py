@@ -11,7 +11,7 @@ from searchengine.stores import read_photo
 if TYPE_CHECKING:
     from PIL import Image
 
-    from searchengine.search import Hit
+    from searchengine.hits import Hit
 
 
 def thumbnail_of(hit: Hit, *, max_side_px: int) -> Image.Image | None:

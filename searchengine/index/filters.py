@@ -1,50 +1,70 @@
-"""Conditions on photos that a search can be narrowed to: when, where, under which folder, by which camera."""
+"""Filters as SQL over the table `images`."""
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass, fields
 
 import sqlalchemy as sa
 
+from searchengine.filters import Filters as Filters
 from searchengine.index.schema import encode_key, images
+from searchengine.stores.local import LOCAL
 
 EARTH_RADIUS_KM = 6371.0088  # mean radius, IUGG
 
+CAMERA_INDEX = "ix_images_camera"
 
-@dataclass(frozen=True, kw_only=True)
-class Filters:
-    """All given conditions must hold. A photo without the fact that is asked for does not match.
+# Bounds of a circle are drawn this much wider than they are computed, so that rounding loses no photo on its edge.
+SLACK_DEGREES = 1e-6
 
-    `after` and `before` are ISO 8601 dates or times: after <= taken_at < before. `under` is a folder.
-    `camera` is a part of the camera's name, in any case. `near` is (latitude, longitude, radius in km).
+
+def condition_of(filters: Filters | None) -> sa.ColumnElement[bool]:
+    """True for the photos that pass."""
+    given = filters or Filters()
+    shorter = sa.func.min(images.c.width, images.c.height)
+    shapes = {
+        "landscape": images.c.width > images.c.height,
+        "portrait": images.c.width < images.c.height,
+        "square": images.c.width == images.c.height,
+    }
+    conditions: list[sa.ColumnElement[bool]] = [sa.true()]
+    if given.after is not None:
+        conditions.append(images.c.taken_at >= given.after)
+    if given.before is not None:
+        conditions.append(images.c.taken_at < given.before)
+    if given.under is not None:
+        folder = os.path.join(given.under, "")
+        # With the store, the unique index on both serves the range.
+        conditions += [images.c.store == LOCAL, starts_with(images.c.key, folder)]
+    if given.camera is not None:
+        conditions.append(images.c.camera.icontains(given.camera, autoescape=True))
+    if given.near is not None:
+        conditions.append(_within(*given.near))
+    if given.min_side is not None:
+        conditions.append(shorter >= given.min_side)
+    if given.orientation is not None:
+        conditions.append(shapes[given.orientation])
+    if given.min_size_bytes is not None:
+        conditions.append(images.c.size_bytes >= given.min_size_bytes)
+    if given.max_size_bytes is not None:
+        conditions.append(images.c.size_bytes <= given.max_size_bytes)
+    if given.where is not None:
+        conditions.append(given.where)
+    return sa.and_(*conditions)
+
+
+def is_named_camera(part: str) -> sa.ColumnElement[bool]:
+    """The photos of the few cameras whose names contain `part`, found by `CAMERA_INDEX`.
+
+    Going from each name to the next on the index takes a step a camera, where a look at each photo takes one a photo
+    (a "loose index scan"; https://sqlite.org/lang_with.html for the recursion).
     """
-
-    after: str | None = None
-    before: str | None = None
-    under: str | None = None
-    camera: str | None = None
-    near: tuple[float, float, float] | None = None
-
-    def __bool__(self) -> bool:
-        return any(getattr(self, field.name) is not None for field in fields(self))
-
-    def condition(self) -> sa.ColumnElement[bool]:
-        """The same as SQL over the table `images`."""
-        conditions: list[sa.ColumnElement[bool]] = [sa.true()]
-        if self.after is not None:
-            conditions.append(images.c.taken_at >= self.after)
-        if self.before is not None:
-            conditions.append(images.c.taken_at < self.before)
-        if self.under is not None:
-            conditions.append(
-                starts_with(images.c.key, os.path.join(os.path.realpath(os.path.expanduser(self.under)), ""))
-            )
-        if self.camera is not None:
-            conditions.append(images.c.camera.icontains(self.camera, autoescape=True))
-        if self.near is not None:
-            conditions.append(_distance_km(*self.near[:2]) <= self.near[2])
-        return sa.and_(*conditions)
+    photos = images.alias()
+    names = sa.select(sa.func.min(photos.c.camera).label("name")).cte("cameras", recursive=True)
+    following = sa.select(sa.func.min(photos.c.camera)).where(photos.c.camera > names.c.name)
+    names = names.union_all(sa.select(following.scalar_subquery()).where(names.c.name.is_not(None)))
+    return images.c.camera.in_(sa.select(names.c.name).where(names.c.name.icontains(part, autoescape=True)))
 
 
 def starts_with(column: sa.Column[str], prefix: str) -> sa.ColumnElement[bool]:
@@ -54,6 +74,26 @@ def starts_with(column: sa.Column[str], prefix: str) -> sa.ColumnElement[bool]:
     end = start[:-1] + bytes([start[-1] + 1])
     raw = sa.type_coerce(column, sa.LargeBinary)
     return sa.and_(raw >= start, raw < end)
+
+
+def _within(latitude: float, longitude: float, radius_km: float) -> sa.ColumnElement[bool]:
+    """At most `radius_km` away along a great circle: a box that is cheap to test, then the haversine formula.
+
+    The box of a circle: https://janmatuschek.de/LatitudeLongitudeBoundingCoordinates, section 3.
+    """
+    angle = radius_km / EARTH_RADIUS_KM
+    reach = math.degrees(angle) + SLACK_DEGREES
+    box: list[sa.ColumnElement[bool]] = [images.c.latitude.between(latitude - reach, latitude + reach)]
+    if abs(latitude) + reach < 90:  # else a pole lies within, and every longitude
+        ratio = math.sin(math.radians(reach)) / math.cos(math.radians(latitude))
+        width = math.degrees(math.asin(min(1.0, ratio))) + SLACK_DEGREES
+        west, east = longitude - width, longitude + width
+        meridian = images.c.longitude
+        # Beyond the date line, longitudes go on from the other end.
+        west_of_it = meridian >= west + 360 if west < -180 else sa.false()
+        east_of_it = meridian <= east - 360 if east > 180 else sa.false()
+        box.append(sa.or_(meridian.between(west, east), west_of_it, east_of_it))
+    return sa.and_(*box, _distance_km(latitude, longitude) <= radius_km)
 
 
 def _distance_km(latitude: float, longitude: float) -> sa.ColumnElement[float]:

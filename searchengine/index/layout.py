@@ -9,7 +9,6 @@ photos.index/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -69,6 +68,13 @@ class IndexPaths:
     @property
     def lock(self) -> Path:
         return self.folder / "lock"
+
+    @property
+    def anns(self) -> Path:
+        return self.folder / "ann"
+
+    def ann(self, file: str) -> Path:
+        return self.anns / file
 
     def segment(self, file: str) -> Path:
         return self.segments / file
@@ -130,6 +136,8 @@ def write_identity(folder: Path, identity: IndexIdentity) -> None:
 
 
 def _checksum(fields: dict[str, Any]) -> str:
+    import hashlib
+
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

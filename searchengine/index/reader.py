@@ -10,56 +10,35 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
-import faiss
 import numpy as np
 import sqlalchemy as sa
 
-from searchengine.errors import IndexFormatError, ModelMismatch
+from searchengine.errors import IndexFormatError, ModelMismatch, UsageError
+from searchengine.filters import Filters
+from searchengine.index import photos
+from searchengine.index.ann import Ann
+from searchengine.index.ann_file import load_ann
 from searchengine.index.commits import Commits, Version
-from searchengine.index.filters import Filters
 from searchengine.index.layout import RESTORE, IndexIdentity, IndexPaths, index_folder, read_identity
-from searchengine.index.schema import connect_for_reading, failures, images, runs, schema_version, segments, vectors
-from searchengine.index.segments import Ids, Segment, load_segment
+from searchengine.index.photos import ImageRow, RememberedIds
+from searchengine.index.schema import (
+    ANN_VERSION,
+    ann,
+    connect_for_reading,
+    failures,
+    images,
+    runs,
+    schema_version,
+    segments,
+    vectors,
+)
+from searchengine.index.segments import Ids, load_segment
+from searchengine.index.snapshot import Snapshot
+from searchengine.index.table import NO_ROWS, VectorTable
 from searchengine.text import printable
-from searchengine.vectors import FloatMatrix
-
-# SQLite's default bound on variables in one statement is 32,766; lists of ids are sent in pieces below it.
-IDS_PER_STATEMENT = 10_000
-
-NO_IDS: Ids = np.empty(0, dtype=np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class ImageRow:
-    """A photo as the index knows it. `width` and `height` in pixels; `taken_at` ISO 8601, camera's local time."""
-
-    id: int
-    store: str
-    key: str
-    size_bytes: int
-    mtime_ns: int
-    width: int
-    height: int
-    taken_at: str | None
-    latitude: float | None
-    longitude: float | None
-    camera: str | None
-    vector_id: int
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The segments of one committed state. `alive` is None while every vector belongs to a photo."""
-
-    version: Version
-    segments: tuple[Segment, ...]
-    alive: Ids | None
-
-    def __len__(self) -> int:
-        return sum(len(segment.ids) for segment in self.segments)
+from searchengine.vectors import FloatMatrix, check_unit_rows
 
 
 class Index:
@@ -77,6 +56,7 @@ class Index:
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
         self._commits = Commits(self._paths.database)
+        self._remembered = RememberedIds()
         with self._errors_named():
             self._file = self._commits.version().file
 
@@ -121,50 +101,64 @@ class Index:
         return version
 
     def search(self, queries: FloatMatrix, *, k: int, among: Ids | None = None) -> tuple[FloatMatrix, Ids]:
-        """Exact inner-product search.
+        """The nearest vectors by inner product, of those whose photo is not gone.
 
-        `queries` is float32 (q, dim), unit rows; `among` narrows it to those vector ids. Returns scores
-        float32 (q, k'), falling, and vector ids int64 (q, k'), with k' = min(k, number of vectors). Equal scores
-        come in the order of their ids.
+        `queries` is float32 (q, dim), unit rows; `among` narrows the search to those vector ids, rising. Returns scores
+        float32 (q, k'), falling, and vector ids int64 (q, k'), with k' = min(k, number of vectors). Scores are exact,
+        equal ones in the order of their ids. Without an `ann/` the vectors are exactly the nearest, with one nearly
+        always (`snapshot().ann.parameters.recall_at_10`). Raises UsageError for other queries, or k < 1.
         """
-        snapshot = self.snapshot()
-        allowed = snapshot.alive if among is None else among
-        selector = None if allowed is None else faiss.IDSelectorBatch(allowed)
-        parameters = None if selector is None else faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-        width = min(k, len(snapshot) if allowed is None else len(allowed))
-        found = [segment.nearest(queries, k=width, parameters=parameters) for segment in snapshot.segments if width]
-        if not found:
-            return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-        scores = np.concatenate([scores for scores, _ in found], axis=1)
-        ids = np.concatenate([ids for _, ids in found], axis=1)
-        scores[ids < 0] = -np.inf  # a segment with fewer allowed vectors than asked for pads with id -1
-        order = np.lexsort((ids, -scores), axis=1)[:, :width]
-        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
+        return self.snapshot().search(self._checked(queries, k=k), k=k, among=among)
+
+    def rank(self, query: FloatMatrix, *, k: int, among: Ids | None = None) -> tuple[FloatMatrix, Ids]:
+        """The same for one query (dim,), for those who turn pages: the first j hits are the same for every k >= j."""
+        return self.snapshot().rank(self._checked(query[None], k=k)[0], k=k, among=among)
+
+    def _checked(self, queries: FloatMatrix, *, k: int) -> FloatMatrix:
+        if k < 1:
+            raise UsageError(f"k is {k}; it must be at least 1")
+        return check_unit_rows(queries, dim=self.dim)
 
     def vector_ids(self, filters: Filters) -> Ids:
-        """Ids of the vectors that have at least one photo which passes `filters`, rising."""
-        query = sa.select(images.c.vector_id).distinct().where(filters.condition())
+        """Ids of the vectors that have at least one photo which passes `filters`, rising, read-only."""
+        version = self.snapshot().version
+        known = self._remembered.get(filters, version=version)
+        if known is not None:
+            return known
         with self._reading() as connection:
-            ids = [row[0] for row in connection.execute(query)]
-        return np.sort(np.asarray(ids, dtype=np.int64))
+            ids = photos.vector_ids(connection, filters)
+        self._remembered.put(filters, ids, version=version)
+        return ids
+
+    def photos_of(self, vector_ids: Ids, *, filters: Filters | None = None) -> tuple[Ids, Ids]:
+        """The photos of some vectors (m,), all different, that pass `filters`: in the vectors' order, then by id.
+
+        Returns their ids (n,), and for each the place (n,) of its vector in `vector_ids`.
+        """
+        with self._reading() as connection:
+            return photos.photos_of(connection, vector_ids, filters=filters)
+
+    def images(self, image_ids: Ids) -> dict[int, ImageRow]:
+        """These photos (n,), by id; one that is gone is left out."""
+        with self._reading() as connection:
+            return photos.rows(connection, image_ids)
 
     def images_of(self, vector_ids: Sequence[int], *, filters: Filters | None = None) -> dict[int, list[ImageRow]]:
         """The photos of each vector that pass `filters`, in order of their ids."""
-        rows: dict[int, list[ImageRow]] = {}
-        condition = filters.condition() if filters else sa.true()
+        found: dict[int, list[ImageRow]] = {}
         with self._reading() as connection:
-            for start in range(0, len(vector_ids), IDS_PER_STATEMENT):
-                piece = [int(i) for i in vector_ids[start : start + IDS_PER_STATEMENT]]
-                query = sa.select(images).where(images.c.vector_id.in_(piece), condition).order_by(images.c.id)
-                for row in connection.execute(query):
-                    rows.setdefault(row.vector_id, []).append(ImageRow(*row))
-        return rows
+            ids, _ = photos.photos_of(connection, np.unique(np.asarray(vector_ids, np.int64)), filters=filters)
+            for _, row in sorted(photos.rows(connection, ids).items()):
+                found.setdefault(row.vector_id, []).append(row)
+        return found
 
     def image(self, image_id: int) -> ImageRow | None:
-        return self._one_image(images.c.id == image_id)
+        with self._reading() as connection:
+            return photos.one(connection, images.c.id == image_id)
 
     def image_by_key(self, store: str, key: str) -> ImageRow | None:
-        return self._one_image(sa.and_(images.c.store == store, images.c.key == key))
+        with self._reading() as connection:
+            return photos.one(connection, sa.and_(images.c.store == store, images.c.key == key))
 
     def vector_id_by_content(self, content_hash: bytes) -> int | None:
         with self._reading() as connection:
@@ -174,35 +168,24 @@ class Index:
 
     def vector(self, vector_id: int) -> FloatMatrix:
         """The stored vector, float32 (dim,). Raises KeyError for an id that no segment holds."""
-        for segment in self.snapshot().segments:
-            position = np.flatnonzero(segment.ids == vector_id)
-            if position.size:
-                row: FloatMatrix = segment.vectors()[int(position[0])].copy()
-                return row
-        raise KeyError(vector_id)
+        table = self.snapshot().table
+        rows = table.rows_of(np.array([vector_id], np.int64))
+        if not len(rows):
+            raise KeyError(vector_id)
+        found: FloatMatrix = table.gather(rows)[0]
+        return found
 
     def sample_vectors(self, size: int, *, seed: int = 0) -> FloatMatrix:
         """At most `size` living vectors, float32 (n, dim): the same ones for the same state of the index."""
-        snapshot = self.snapshot()
-        pieces = [
-            segment.vectors() if snapshot.alive is None else segment.vectors()[np.isin(segment.ids, snapshot.alive)]
-            for segment in snapshot.segments
-        ]
-        count = sum(len(piece) for piece in pieces)
-        if count <= size:
-            return np.concatenate([np.empty((0, self.dim), np.float32), *pieces])
-        chosen = np.sort(np.random.default_rng(seed).choice(count, size, replace=False))
-        bounds = np.cumsum([0, *(len(piece) for piece in pieces)])
-        return np.concatenate(
-            [
-                piece[chosen[(chosen >= low) & (chosen < high)] - low]
-                for piece, low, high in zip(pieces, bounds[:-1], bounds[1:], strict=True)
-            ]
-        )
+        table = self.snapshot().table
+        rows = np.delete(np.arange(len(table)), table.dead_rows)
+        if len(rows) > size:
+            rows = np.sort(np.random.default_rng(seed).choice(rows, size, replace=False))
+        return table.gather(rows)
 
     def count_images(self, filters: Filters | None = None) -> int:
-        condition = filters.condition() if filters else sa.true()
-        return self._scalar(sa.select(sa.func.count()).select_from(images).where(condition))
+        with self._reading() as connection:
+            return photos.count(connection, filters)
 
     def count_failures(self) -> int:
         return self._scalar(sa.select(sa.func.count()).select_from(failures))
@@ -233,11 +216,6 @@ class Index:
                 total += file.stat().st_size if file.is_file() else 0
         return total
 
-    def _one_image(self, condition: sa.ColumnElement[bool]) -> ImageRow | None:
-        with self._reading() as connection:
-            row = connection.execute(sa.select(images).where(condition)).one_or_none()
-        return None if row is None else ImageRow(*row)
-
     def _scalar(self, query: sa.Executable) -> int:
         with self._reading() as connection:
             return int(connection.execute(query).scalar_one())
@@ -262,19 +240,43 @@ class Index:
 
     def _load(self, version: Version) -> Snapshot:
         with self._reading() as connection:
-            schema_version(connection, self._paths.database)
+            tables = schema_version(connection, self._paths.database)
             rows = connection.execute(sa.select(segments.c.file, segments.c.count).order_by(segments.c.id)).all()
-            dead = sa.select(vectors.c.id).where(~sa.exists().where(images.c.vector_id == vectors.c.id)).limit(1)
-            alive: Ids | None = None
-            if connection.execute(dead).first() is not None:
-                living = connection.execute(sa.select(images.c.vector_id).distinct())
-                alive = np.sort(np.asarray([row[0] for row in living], dtype=np.int64))
-        known = {segment.file: segment for segment in self._snapshot.segments} if self._snapshot else {}
+            dead = self._dead_ids(connection, vectors_in_segments=sum(count for _, count in rows))
+            built = connection.execute(sa.select(ann)).one_or_none() if tables >= ANN_VERSION else None
+        before = self._snapshot
+        known = {segment.file: segment for segment in before.segments} if before else {}
         return Snapshot(
             version=version,
-            segments=tuple(
-                known.get(file) or load_segment(self._paths.segment(file), count=count, dim=self.dim)
-                for file, count in rows
+            table=VectorTable(
+                [
+                    known.get(file) or load_segment(self._paths.segment(file), count=count, dim=self.dim)
+                    for file, count in rows
+                ],
+                dim=self.dim,
+                dead=dead,
             ),
-            alive=alive,
+            ann=self._load_ann(built, before.ann if before else None),
+        )
+
+    def _dead_ids(self, connection: sa.Connection, *, vectors_in_segments: int) -> Ids:
+        """The vectors of no photo. As a rule there is none, which an index over the photos tells quickly."""
+        used = sa.select(sa.func.count(sa.distinct(images.c.vector_id)))
+        if connection.execute(used).scalar_one() == vectors_in_segments:
+            return NO_ROWS
+        query = sa.select(vectors.c.id).except_(sa.select(images.c.vector_id))
+        return np.fromiter(connection.execute(query).scalars(), np.int64)
+
+    def _load_ann(self, row: Any, before: Ann | None) -> Ann | None:
+        if row is None:
+            return None
+        if before is not None and before.sha256 == row.sha256:
+            return before
+        return load_ann(
+            self._paths.ann(row.file),
+            sha256=row.sha256,
+            parameters=row.parameters,
+            covariance=row.covariance,
+            spread=row.spread,
+            dim=self.dim,
         )

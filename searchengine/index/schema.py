@@ -81,13 +81,26 @@ images = sa.Table(
     sa.Column("mtime_ns", sa.Integer, nullable=False),
     sa.Column("width", sa.Integer, nullable=False),
     sa.Column("height", sa.Integer, nullable=False),
-    sa.Column("taken_at", sa.Text, index=True),
+    sa.Column("taken_at", sa.Text),
     sa.Column("latitude", sa.Float),
     sa.Column("longitude", sa.Float),
     sa.Column("camera", sa.Text),
     sa.Column("vector_id", sa.Integer, sa.ForeignKey("vectors.id"), nullable=False, index=True),
     sa.UniqueConstraint("store", "key"),
     sqlite_autoincrement=True,
+)
+
+# These answer a filter by themselves: they hold the vectors' ids too, so that no photo need be looked up.
+COVERING = (
+    sa.Index("ix_images_taken_at", images.c.taken_at, images.c.vector_id),
+    sa.Index("ix_images_camera", images.c.camera, images.c.vector_id),
+    sa.Index(
+        "ix_images_place",
+        images.c.latitude,
+        images.c.longitude,
+        images.c.vector_id,
+        sqlite_where=images.c.latitude.is_not(None),
+    ),
 )
 
 failures = sa.Table(
@@ -109,17 +122,43 @@ mounts = sa.Table(
     sa.Column("device", sa.Integer, nullable=False),
 )
 
+# The compacted index over most vectors (searchengine/index/ann.py): one row, or none while all are compared.
+# `covariance` and `spread` are float32, as `Ann` has them.
+ann = sa.Table(
+    "ann",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("file", sa.Text, nullable=False, unique=True),
+    sa.Column("sha256", sa.Text, nullable=False),
+    sa.Column("built_at", sa.Text, nullable=False),
+    sa.Column("parameters", sa.JSON, nullable=False),
+    sa.Column("covariance", sa.LargeBinary, nullable=False),
+    sa.Column("spread", sa.LargeBinary, nullable=False),
+    sqlite_autoincrement=True,
+)
+
 
 def _create_tables(connection: sa.Connection) -> None:
-    metadata.create_all(connection, tables=[runs, segments, vectors, images, failures], checkfirst=False)
+    for table in (runs, segments, vectors, images, failures):
+        connection.execute(sa.schema.CreateTable(table))
+    connection.exec_driver_sql("CREATE INDEX ix_images_taken_at ON images (taken_at)")
+    connection.exec_driver_sql("CREATE INDEX ix_images_vector_id ON images (vector_id)")
 
 
 def _add_mounts(connection: sa.Connection) -> None:
     metadata.create_all(connection, tables=[mounts], checkfirst=False)
 
 
+def _add_ann(connection: sa.Connection) -> None:
+    metadata.create_all(connection, tables=[ann], checkfirst=False)
+    connection.exec_driver_sql("DROP INDEX ix_images_taken_at")
+    for index in COVERING:
+        index.create(connection)
+
+
 # Entry n brings a database from version n to n + 1; SQLite's user_version records it in the same transaction.
-MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create_tables, _add_mounts)
+MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create_tables, _add_mounts, _add_ann)
+ANN_VERSION = 3
 
 
 def connect_for_writing(database: Path) -> sa.Engine:

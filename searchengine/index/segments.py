@@ -1,12 +1,14 @@
-"""One segment of an index: an immutable FAISS file, mapped into memory and searched exactly."""
+"""One segment of an index: an immutable FAISS file, mapped into memory.
+
+It is read here without FAISS, which would build a hash table of all ids, a second a million, before the first query.
+"""
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,34 +19,22 @@ from searchengine.vectors import FloatMatrix
 
 Ids = NDArray[np.int64]
 
-MAX_HEADER_BYTES = 1024
+# As FAISS's index_write.cpp lays it out: IndexIDMap2 ("IxM2") over IndexFlatIP ("IxFI"), little endian.
+# name, dimension, count, two unused, is_trained, metric
+HEADER = struct.Struct("<4siqqq?i")
+LENGTH = struct.Struct("<Q")
+MAP_NAME, FLAT_NAME = b"IxM2", b"IxFI"
+INNER_PRODUCT = 0
+ROWS_START = 2 * HEADER.size + LENGTH.size
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One immutable FAISS file. Row i of its matrix is the vector with id `ids[i]`."""
+    """Row i of `matrix`, float32 (n, dim), mapped from the file, is the vector with id `ids[i]`."""
 
     file: str
-    faiss_index: Any
+    matrix: FloatMatrix
     ids: Ids
-
-    def vectors(self) -> FloatMatrix:
-        """The stored matrix (n, dim), without a copy. Valid while the segment is."""
-        flat: Any = faiss.downcast_index(self.faiss_index.index)
-        floats: FloatMatrix = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * flat.d).reshape(flat.ntotal, flat.d)
-        return floats
-
-    def nearest(self, queries: FloatMatrix, *, k: int, parameters: Any = None) -> tuple[FloatMatrix, Ids]:
-        """Scores and ids of at least the k best, each (q, k'). Of equal scores FAISS keeps whichever it likes, so it is
-        asked for more until what it leaves out is worse than the k-th: then no choice is left to it."""
-        count = len(self.ids)
-        asked = k + 1
-        while True:
-            asked = min(asked, count)
-            scores, ids = self.faiss_index.search(queries, asked, params=parameters)
-            if asked == count or np.all((scores[:, k - 1] > scores[:, -1]) | (ids[:, -1] < 0)):
-                return scores, ids
-            asked *= 2
 
 
 def load_segment(path: Path, *, count: int | None, dim: int | None) -> Segment:
@@ -52,26 +42,42 @@ def load_segment(path: Path, *, count: int | None, dim: int | None) -> Segment:
 
     `count` and `dim` are what it should hold; None where any will do.
     """
+    shown = printable(str(path))
     try:
-        path.open("rb").close()  # FAISS tells what is wrong in the words of its source code
-        loaded: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        with path.open("rb") as file:
+            head = file.read(ROWS_START)
+            size_bytes = file.seek(0, 2)
     except FileNotFoundError:
-        raise IndexFormatError(f"{printable(str(path))} is missing; {REPAIR}") from None
+        raise IndexFormatError(f"{shown} is missing; {REPAIR}") from None
     except OSError as error:
-        raise IndexFormatError(f"{printable(str(path))} cannot be read: {error.strerror}; {REPAIR}") from None
-    except (RuntimeError, MemoryError):
-        raise IndexFormatError(f"{printable(str(path))} cannot be read: it is cut short or damaged; {REPAIR}") from None
-    if not isinstance(loaded, faiss.IndexIDMap2) or not isinstance(
-        faiss.downcast_index(loaded.index), faiss.IndexFlatIP
-    ):
-        raise IndexFormatError(f"{printable(str(path))} is no segment of an index; {REPAIR}")
-    count, dim = loaded.ntotal if count is None else count, loaded.d if dim is None else dim
-    if (loaded.ntotal, loaded.d, loaded.metric_type) != (count, dim, faiss.METRIC_INNER_PRODUCT):
+        raise IndexFormatError(f"{shown} cannot be read: {error.strerror}; {REPAIR}") from None
+    if head[:4] != MAP_NAME:
+        raise IndexFormatError(f"{shown} is no segment of an index; {REPAIR}")
+    if len(head) < ROWS_START:
+        raise IndexFormatError(f"{shown} cannot be read: it is cut short or damaged; {REPAIR}")
+    _, map_dim, held, _, _, _, map_metric = HEADER.unpack_from(head)
+    flat_name, flat_dim, rows, _, _, _, metric = HEADER.unpack_from(head, HEADER.size)
+    if flat_name != FLAT_NAME:
+        raise IndexFormatError(f"{shown} is no segment of an index; {REPAIR}")
+    count, dim = held if count is None else count, map_dim if dim is None else dim
+    if (held, map_dim, map_metric) != (count, dim, INNER_PRODUCT):
         raise IndexFormatError(
-            f"{printable(str(path))} holds {loaded.ntotal} vectors of dimension {loaded.d}, expected "
-            f"{count} of {dim}; {REPAIR}"
+            f"{shown} holds {held} vectors of dimension {map_dim}, expected {count} of {dim}; {REPAIR}"
         )
-    return Segment(file=path.name, faiss_index=loaded, ids=faiss.vector_to_array(loaded.id_map))
+    (values,) = LENGTH.unpack_from(head, 2 * HEADER.size)
+    ids_start = ROWS_START + 4 * count * dim
+    consistent = (rows, flat_dim, metric, values) == (count, dim, INNER_PRODUCT, count * dim)
+    if not consistent or size_bytes != segment_bytes(count=count, dim=dim):
+        raise IndexFormatError(f"{shown} cannot be read: it is cut short or damaged; {REPAIR}")
+    try:
+        mapped = np.memmap(path, dtype=np.uint8, mode="r")
+    except (OSError, ValueError):
+        raise IndexFormatError(f"{shown} cannot be read: it is cut short or damaged; {REPAIR}") from None
+    if len(mapped) != size_bytes or LENGTH.unpack(mapped[ids_start : ids_start + LENGTH.size].tobytes()) != (count,):
+        raise IndexFormatError(f"{shown} cannot be read: it is cut short or damaged; {REPAIR}")
+    matrix: FloatMatrix = np.ndarray((count, dim), np.float32, buffer=mapped, offset=ROWS_START)
+    ids: Ids = np.frombuffer(mapped, np.int64, count, ids_start + LENGTH.size).copy()
+    return Segment(file=path.name, matrix=matrix, ids=ids)
 
 
 def check_segment_size(path: Path, *, count: int, dim: int) -> None:
@@ -80,9 +86,13 @@ def check_segment_size(path: Path, *, count: int, dim: int) -> None:
         size_bytes = path.stat().st_size
     except FileNotFoundError:
         raise IndexFormatError(f"{printable(str(path))} is missing; {REPAIR}") from None
-    content_bytes = count * (4 * dim + 8)  # a row and its id
-    if not content_bytes < size_bytes < content_bytes + MAX_HEADER_BYTES:
+    if size_bytes != segment_bytes(count=count, dim=dim):
         raise IndexFormatError(
             f"{printable(str(path))} has {size_bytes:,} bytes, which is not what {count} vectors of dimension {dim} "
             f"take; {REPAIR}"
         )
+
+
+def segment_bytes(*, count: int, dim: int) -> int:
+    """What the file of a segment takes."""
+    return ROWS_START + 4 * count * dim + LENGTH.size + 8 * count

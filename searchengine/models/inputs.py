@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from searchengine.decode import crop_pixels, decode_file
 from searchengine.errors import ImageError, UsageError
 from searchengine.text import printable
 from searchengine.vectors import Encoder, FloatMatrix, PixelBatch
@@ -37,6 +35,10 @@ def encode_in_batches(encoder: Encoder, images: Sequence[ImageSource]) -> FloatM
 
 
 def _crop(image: ImageSource, image_size: int) -> PixelBatch:
+    from PIL import Image
+
+    from searchengine.decode import crop_pixels, decode_file
+
     if isinstance(image, Image.Image):
         return crop_pixels(image, image_size=image_size)
     try:

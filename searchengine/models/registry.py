@@ -79,11 +79,18 @@ def load_encoder(
             raise UsageError(
                 f"the encoder {printable(name)} has precision fp32, not {precision}; use --precision fp32, or a CLIP"
             )
-        return MiniEncoder(name=name, heads_file=file, device=device)
+        return MiniEncoder(name=name, heads_file=file, device=device, hashes_folder=models_folder)
     from searchengine.models.clip.encoder import ClipEncoder
 
     pinned = PUBLISHED[name].sha256 if name in PUBLISHED else None
-    return ClipEncoder(name=name, weights_file=file, device=device, precision=precision, sha256=pinned)
+    return ClipEncoder(
+        name=name,
+        weights_file=file,
+        device=device,
+        precision=precision,
+        sha256=pinned,
+        hashes_folder=models_folder,
+    )
 
 
 def find_weights(name: str, *, models_folder: Path | None) -> Path:

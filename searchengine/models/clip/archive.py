@@ -12,28 +12,30 @@ import io
 import math
 import pickle
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from searchengine.errors import WeightsError
+from searchengine.models.tensors import Array, Bytes, NumberFormat
 from searchengine.text import printable
 
-DTYPES = {
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "BoolStorage": torch.bool,
-    "ByteStorage": torch.uint8,
+FORMATS = {
+    "HalfStorage": NumberFormat.FLOAT16,
+    "BFloat16Storage": NumberFormat.BFLOAT16,
+    "FloatStorage": NumberFormat.FLOAT32,
+    "DoubleStorage": NumberFormat.FLOAT64,
+    "LongStorage": NumberFormat.INT64,
+    "IntStorage": NumberFormat.INT32,
+    "BoolStorage": NumberFormat.BOOL,
+    "ByteStorage": NumberFormat.UINT8,
 }
+LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's entry: its mark, the lengths of its name and of what follows it
 MAX_PICKLE_BYTES = 4 * 2**20
 MAX_CODE_BYTES = 16 * 2**20
 MAX_DEPTH = 32
@@ -50,7 +52,7 @@ OPCODES = [
 
 
 class Storage(NamedTuple):
-    dtype: torch.dtype
+    numbers: NumberFormat
     key: str
 
 
@@ -80,6 +82,7 @@ class Archive:
         self._path = path
         self._tensors: dict[str, StoredTensor] = {}
         try:
+            self._bytes: Bytes = np.asarray(np.memmap(path, np.uint8, mode="r"))
             self._zip = zipfile.ZipFile(path)
             entry = next((name for name in self._zip.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name)), None)
             if entry is None:
@@ -106,30 +109,31 @@ class Archive:
         except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError, ValueError) as error:
             raise self._unusable(f"its code is damaged: {printable(str(error))}") from None
 
-    def read(self, name: str) -> Tensor:
-        """The tensor as it is stored. Raises WeightsError for damaged bytes."""
+    def read(self, name: str) -> Array:
+        """The tensor as it is stored, mapped and not to be written to; bfloat16 as float32.
+
+        Raises WeightsError for damaged bytes.
+        """
         tensor = self._tensors[name]
-        if not tensor.shape:
-            tensor = StoredTensor(tensor.storage, tensor.offset, (1,), (1,))
         try:
-            entry = f"{self._root}/data/{tensor.storage.key}"
-            if self._zip.getinfo(entry).compress_type != zipfile.ZIP_STORED:  # torch's never are; else it may be a bomb
-                raise ValueError("they are compressed")
-            values = torch.frombuffer(bytearray(self._zip.read(entry)), dtype=tensor.storage.dtype)  # checks the CRC-32
-            if math.prod(tensor.shape) > len(values):
-                raise ValueError("there are fewer than it has values")
-            return values.as_strided(tensor.shape, tensor.stride, tensor.offset).reshape(self._tensors[name].shape)
-        except (
-            KeyError,
-            zipfile.BadZipFile,
-            zlib.error,
-            RuntimeError,
-            OSError,
-            EOFError,
-            ValueError,
-            OverflowError,
-        ) as error:
+            data = self._content(f"{self._root}/data/{tensor.storage.key}")
+            return tensor.storage.numbers.widened(_strided(data, tensor))
+        except (KeyError, ValueError, TypeError, OverflowError, MemoryError, struct.error) as error:
             raise self._unusable(f"the bytes of {printable(name)} are damaged: {printable(str(error))}") from None
+
+    def _content(self, entry: str) -> Bytes:
+        """The bytes of an entry where they lie, when their CRC-32 has been checked. Raises KeyError, ValueError."""
+        info = self._zip.getinfo(entry)
+        if info.compress_type != zipfile.ZIP_STORED:  # torch's never are; else it may be a bomb
+            raise ValueError("they are compressed")
+        mark, name_bytes, extra_bytes = LOCAL_HEADER.unpack_from(self._bytes.data, info.header_offset)
+        start = info.header_offset + LOCAL_HEADER.size + name_bytes + extra_bytes
+        content = self._bytes[start : start + info.file_size]
+        if mark != b"PK\3\4" or info.flag_bits & 1 or len(content) != info.file_size:
+            raise ValueError("they are not where the archive's directory says, or encrypted")
+        if zlib.crc32(content.data) != info.CRC:
+            raise ValueError("their CRC-32 is another")
+        return content
 
     def _read(self, entry: str, limit_bytes: int) -> bytes:
         if self._zip.getinfo(entry).file_size > limit_bytes:
@@ -177,8 +181,8 @@ class _Unpickler(pickle._Unpickler):
         self.stack[-1].update(zip(names, values, strict=True))
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in DTYPES:
-            return DTYPES[name]
+        if module == "torch" and name in FORMATS:
+            return FORMATS[name]
         if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_parameter"):
             return _rebuild_tensor if name == "_rebuild_tensor_v2" else _rebuild_parameter
         if (module, name) == ("collections", "OrderedDict"):
@@ -188,10 +192,10 @@ class _Unpickler(pickle._Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no part of a plain set of weights")
 
     def persistent_load(self, pid: Any) -> Storage:
-        kind, dtype, key, _, _ = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or not re.fullmatch(r"\w+", key):
+        kind, numbers, key, _, _ = pid
+        if kind != "storage" or not isinstance(numbers, NumberFormat) or not re.fullmatch(r"\w+", key):
             raise pickle.UnpicklingError("it names a storage that cannot be")
-        return Storage(dtype, key)
+        return Storage(numbers, key)
 
 
 def _rebuild_tensor(storage: Storage, offset: int, shape: Any, stride: Any, *_: Any) -> StoredTensor:
@@ -209,6 +213,21 @@ def _rebuild_tensor(storage: Storage, offset: int, shape: Any, stride: Any, *_: 
 
 def _rebuild_parameter(tensor: StoredTensor, *_: Any) -> StoredTensor:
     return tensor
+
+
+def _strided(data: Bytes, tensor: StoredTensor) -> Array:
+    """The values of a tensor among its storage's bytes. Raises ValueError where they reach beyond."""
+    values = data.view(tensor.storage.numbers.value)
+    last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride, strict=True))
+    if 0 in tensor.shape:
+        return np.empty(tensor.shape, values.dtype)
+    # numpy's own check of strides can be made to overflow.
+    if last >= len(values) or math.prod(tensor.shape) > len(values):
+        raise ValueError("there are fewer than it has values")
+    size_bytes = values.itemsize
+    # A step along a side of length 1 is never taken, and may be any number.
+    strides = [step * size_bytes if n > 1 else 0 for n, step in zip(tensor.shape, tensor.stride, strict=True)]
+    return np.ndarray(tensor.shape, values.dtype, values, tensor.offset * size_bytes, strides)
 
 
 def _flatten(content: Any) -> Iterator[tuple[str, StoredTensor]]:

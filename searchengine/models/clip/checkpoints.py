@@ -13,29 +13,27 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+import numpy as np
 
 from searchengine.errors import ModelNotFound, WeightsError
+from searchengine.models.clip.architecture import Activation, ClipConfig, Shape, TransformerConfig
 from searchengine.models.clip.archive import Archive
 from searchengine.models.clip.configuration import Configuration, activation_by_name
-from searchengine.models.clip.model import (
-    Activation,
-    ClipConfig,
-    ImageTransformer,
-    TextTransformer,
-    TransformerConfig,
-)
 from searchengine.models.clip.names import NO_WEIGHT, OPENAI, TRANSFORMERS, Naming
+from searchengine.models.tensors import Array, SafetensorsFile
 from searchengine.text import printable
 
-Tower = TypeVar("Tower", ImageTransformer, TextTransformer)
+if TYPE_CHECKING:
+    from searchengine.models.clip.model import ImageTransformer, TextTransformer
+
+# Each widens a tensor at a time; more of them would be at the memory's limit.
+READING_THREADS = 4
 
 HEAD_WIDTH = 64  # of OpenAI's CLIPs and every text side; open_clip's ViT-H, ViT-g and ViT-bigG have 80, 88 and 104
 WIDEST_WITH_HEADS_OF_64 = 1024
@@ -47,25 +45,7 @@ class Source(Protocol):
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
 
-    def read(self, name: str) -> Tensor: ...
-
-
-class SafetensorsFile:
-    """https://github.com/huggingface/safetensors. Raises WeightsError."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            self._file: Any = cast(Any, safe_open)(path, framework="pt")  # it has no types
-            self.shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in list(self._file.keys())}
-        except (SafetensorError, OSError, ValueError) as error:
-            raise WeightsError(
-                f"{printable(str(path))} cannot be used as weights: it is cut short, damaged, or neither safetensors "
-                f"nor a zip of torch's ({error}); fetch it again, or save it anew with a newer torch"
-            ) from None
-
-    def read(self, name: str) -> Tensor:
-        return cast(Tensor, self._file.get_tensor(name))
+    def read(self, name: str) -> Array: ...
 
 
 class Checkpoint:
@@ -79,7 +59,7 @@ class Checkpoint:
         if not path.is_file():
             raise ModelNotFound(f"there is no file {printable(str(path))}")
         self.path = path
-        self._source: Source = Archive(path) if zipfile.is_zipfile(path) else SafetensorsFile(path)
+        self._source = self._open()
         self._shapes, self._prefix, self._naming = self._recognise()
         beside = Configuration.beside(path)
         activation, self.activation_source = self._activation(beside)
@@ -95,18 +75,46 @@ class Checkpoint:
     @cached_property
     def logit_scale(self) -> float:
         """The learned inverse temperature, 100 for OpenAI's."""
-        scale = self._read("logit_scale").float().exp()
-        if scale.numel() != 1 or not 0 < scale.item() < math.inf:
+        with np.errstate(over="ignore"):
+            scale = np.exp(self._read("logit_scale").astype(np.float32))
+        if scale.size != 1 or not 0 < scale.item() < math.inf:
             raise self._unusable("its logit_scale is not one finite number")
-        return scale.item()
+        return float(scale.item())
 
     def image_transformer(self) -> ImageTransformer:
         """The image tower on the CPU, in float32."""
-        return self._build(ImageTransformer, self._naming.image, self._naming.image_blocks)
+        from searchengine.models.clip.model import ImageTransformer, filled
+
+        return filled(ImageTransformer, self.config, self.image_tensors())
 
     def text_transformer(self) -> TextTransformer:
         """The text tower on the CPU, in float32."""
-        return self._build(TextTransformer, self._naming.text, self._naming.text_blocks)
+        from searchengine.models.clip.model import TextTransformer, filled
+
+        return filled(TextTransformer, self.config, self.text_tensors())
+
+    def image_tensors(self) -> dict[str, Array]:
+        """By the names and of the shapes of `config.image_shapes`, float32."""
+        return self._tensors(self._naming.image, self._naming.image_blocks, self.config.image_shapes())
+
+    def text_tensors(self, *, as_stored: Collection[str] = ()) -> dict[str, Array]:
+        """By the names and of the shapes of `config.text_shapes`, float32; those `as_stored` 16 to 32-bit floats.
+
+        Arrays that are float32 in the file lie there, mapped, and may not be written to.
+        """
+        return self._tensors(self._naming.text, self._naming.text_blocks, self.config.text_shapes(), as_stored)
+
+    def _open(self) -> Source:
+        if zipfile.is_zipfile(self.path):
+            return Archive(self.path)
+        try:
+            return SafetensorsFile(self.path)
+        except (OSError, ValueError) as error:
+            raise WeightsError(
+                f"{printable(str(self.path))} cannot be used as weights: it is cut short, damaged, or neither "
+                f"safetensors nor a zip of torch's ({printable(str(error))}); fetch it again, or save it anew with a "
+                "newer torch"
+            ) from None
 
     def _recognise(self) -> tuple[dict[str, tuple[int, ...]], str, Naming]:
         """Shapes by name, less what a training program put before the names; that prefix; and whose names they are."""
@@ -193,36 +201,44 @@ class Checkpoint:
             if odd:
                 raise self._unusable(f"it {what} {len(odd)} tensors, the first of them {printable(odd[0])}")
 
-    def _build(self, tower: type[Tower], names: Mapping[str, str], blocks: str) -> Tower:
-        with torch.device("meta"):
-            network = tower(self.config)
-        tensors = {}
-        for name, parameter in network.state_dict().items():
-            if name in names:
-                tensor = self._read(names[name])
-            else:
-                _, number, part = name.split(".", 2)
-                pieces = [self._read(f"{blocks}{number}.{piece}") for piece in self._naming.block[part]]
-                if len({piece.shape for piece in pieces}) > 1:
-                    raise self._unusable(f"the shapes of {', '.join(self._naming.block[part])} differ")
-                tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-            if name == "patches.weight":  # (w, 3, p, p) as a convolution; here pixels come channel last
-                tensor = tensor.permute(0, 2, 3, 1).flatten(1)
-            if name == "projection.weight" and self._naming.projections_transposed:
-                tensor = tensor.T
-            if tensor.shape != parameter.shape:
-                raise self._unusable(f"{name} has shape {tuple(tensor.shape)} where {tuple(parameter.shape)} is due")
-            if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-                raise self._unusable(f"{name} holds {tensor.dtype}, not 16 to 64-bit floating point numbers")
-            tensor = tensor.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
-            if not torch.isfinite(tensor).all():
-                raise self._unusable(f"{name} has values that are not finite numbers")
-            tensors[name] = tensor
-        network.load_state_dict(tensors, assign=True)
-        return cast(Tower, cast(nn.Module, network).eval().requires_grad_(False))
+    def _tensors(
+        self, names: Mapping[str, str], blocks: str, shapes: Mapping[str, Shape], as_stored: Collection[str] = ()
+    ) -> dict[str, Array]:
+        def tensor(name: str) -> Array:
+            return self._tensor(name, names, blocks, shape=shapes[name], as_stored=name in as_stored)
 
-    def _read(self, name: str) -> Tensor:
-        return self._source.read(self._prefix + name)
+        with ThreadPoolExecutor(READING_THREADS) as pool:
+            return dict(zip(shapes, pool.map(tensor, shapes), strict=True))
+
+    def _tensor(self, name: str, names: Mapping[str, str], blocks: str, *, shape: Shape, as_stored: bool) -> Array:
+        if name in names:
+            tensor = self._read(names[name])
+        else:
+            _, number, part = name.split(".", 2)
+            pieces = [self._read(f"{blocks}{number}.{piece}") for piece in self._naming.block[part]]
+            if len({piece.shape for piece in pieces}) > 1:
+                raise self._unusable(f"the shapes of {', '.join(self._naming.block[part])} differ")
+            tensor = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        if name == "patches.weight":  # (w, 3, p, p) as a convolution; here pixels come channel last
+            tensor = tensor.transpose(0, 2, 3, 1).reshape(len(tensor), -1)
+        if name == "projection.weight" and self._naming.projections_transposed:
+            tensor = tensor.T
+        if tensor.shape != shape:
+            raise self._unusable(f"{name} has shape {tensor.shape} where {shape} is due")
+        if tensor.dtype.kind != "f":
+            raise self._unusable(f"{name} holds {tensor.dtype}, not 16 to 64-bit floating point numbers")
+        if not as_stored or tensor.itemsize > 4:
+            with np.errstate(over="ignore"):  # what is too great becomes infinite, and is refused as that
+                tensor = np.require(tensor, np.float32, ["C", "A"])
+        if not _is_finite(tensor):
+            raise self._unusable(f"{name} has values that are not finite numbers")
+        return tensor
+
+    def _read(self, name: str) -> Array:
+        try:
+            return self._source.read(self._prefix + name)
+        except ValueError as error:
+            raise self._unusable(printable(str(error))) from None
 
     def _shape(self, name: str, dims: int) -> tuple[int, ...]:
         shape = self._shapes.get(name)
@@ -232,3 +248,11 @@ class Checkpoint:
 
     def _unusable(self, reason: str, remedy: str = "fetch it again, or give another") -> WeightsError:
         return WeightsError(f"{printable(str(self.path))} cannot be used as CLIP weights: {reason}; {remedy}")
+
+
+def _is_finite(values: Array) -> bool:
+    """As np.isfinite(values).all(), which widens each half first and takes ten times as long."""
+    if values.dtype != np.float16 or not values.size:
+        return bool(np.isfinite(values).all())
+    # Infinite and NaN are the highest bit patterns of either sign.
+    return bool(values.view(np.int16).max() < 0x7C00 and values.view(np.uint16).max() < 0xFC00)

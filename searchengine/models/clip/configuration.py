@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from searchengine.errors import WeightsError
-from searchengine.models.clip.model import Activation
+from searchengine.models.clip.architecture import Activation
 from searchengine.models.clip.preprocess import MEAN, STANDARD_DEVIATION
 from searchengine.text import printable
 

@@ -6,6 +6,7 @@ A text is run only as far as its end-of-text token: attention is causal, so what
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +16,13 @@ import numpy as np
 
 from searchengine.errors import UsageError, WeightsError
 from searchengine.models.clip.tokenizer import CONTEXT, EOT, VOCABULARY, ClipTokenizer
+from searchengine.models.hashes import remembered_sha256
 from searchengine.models.inputs import check_is_list, encode_in_batches
-from searchengine.models.published import sha256_of
 from searchengine.text import printable
 from searchengine.vectors import FloatMatrix, PixelBatch, UsualScores, normalise
 
 if TYPE_CHECKING:
+    from searchengine.models.clip import text_numpy
     from searchengine.models.clip.checkpoints import Checkpoint
     from searchengine.models.clip.inference import ImageTower, TextTower
     from searchengine.vectors import ImageSource
@@ -31,6 +33,8 @@ PREPROCESSING_VERSION = 1
 CACHED_TEXTS = 4096
 # Tokens, padding included, of the texts that attention takes at once.
 TOKENS_PER_BATCH = 4096
+# As many texts as `text_numpy` encodes in a quarter of the time that torch takes to be imported.
+FEW_TEXTS = 16
 
 Tokens = tuple[int, ...]
 
@@ -38,16 +42,25 @@ Tokens = tuple[int, ...]
 class ClipEncoder:
     """Implements `searchengine.vectors.Encoder` with the checkpoint in `weights_file`.
 
-    `sha256`: what the file must hash to, if that is known. When weights are first needed: ModelNotFound, WeightsError,
+    `sha256`: what the file must hash to, if that is known. `hashes_folder`: where hashes of files are remembered; None
+    computes them. When weights are first needed: ModelNotFound, WeightsError,
     UsageError for a precision that `device` does not have, ModelUnusable for a device that is not there.
     """
 
     def __init__(
-        self, *, name: str, weights_file: Path, device: str = "auto", precision: str = "fp32", sha256: str | None = None
+        self,
+        *,
+        name: str,
+        weights_file: Path,
+        device: str = "auto",
+        precision: str = "fp32",
+        sha256: str | None = None,
+        hashes_folder: Path | None = None,
     ) -> None:
         self.name = name
         self.precision = precision
         self._weights_file, self._device, self._sha256 = weights_file, device, sha256
+        self._hashes_folder = hashes_folder
         self._known_texts: dict[Tokens, FloatMatrix] = {}
 
     # Of OpenAI's ViT-B/32, by 1,296 texts and 18 photos whose vectors were published (tests/test_clip_golden.py).
@@ -79,8 +92,10 @@ class ClipEncoder:
             return np.empty((0, self.dim), dtype=np.float32)
         tokens = [self._tokens(text, truncate=truncate) for text in texts]
         rows = {text: self._known_texts[text] for text in set(tokens) if text in self._known_texts}
-        for batch in _bucketed(set(tokens) - rows.keys()):
-            rows.update(zip(batch, normalise(self._text_tower.encode(batch)), strict=True))
+        if unknown := set(tokens) - rows.keys():
+            tower = self._tower_for(len(unknown))
+            for batch in _bucketed(unknown):
+                rows.update(zip(batch, normalise(tower.encode(batch)), strict=True))
         self._remember(rows)
         return np.stack([rows[text] for text in tokens])
 
@@ -96,6 +111,19 @@ class ClipEncoder:
         if not len(pixels):
             return np.empty((0, self.dim), dtype=np.float32)
         return normalise(self._image_tower.encode(pixels))
+
+    def _tower_for(self, texts: int) -> TextTower | text_numpy.TextTower:
+        """numpy's for a few texts, where torch would have to be imported for them; their vectors differ by 1e-6.
+
+        Only in fp32 on a CPU: an index that another precision made is searched in that, which only torch has. Where a
+        GPU would be chosen by itself, a few texts are sooner encoded on the CPU than torch finds it. What is loaded
+        once is used again, also when torch comes later.
+        """
+        wanted = self.precision == "fp32" and self._device in ("auto", "cpu") and texts <= FEW_TEXTS
+        loaded = vars(self)
+        if wanted and "_text_tower" not in loaded and ("_numpy_text_tower" in loaded or "torch" not in sys.modules):
+            return self._numpy_text_tower
+        return self._text_tower
 
     def _tokens(self, text: str, *, truncate: bool) -> Tokens:
         tokens = self._tokenizer.encode(text, truncate=truncate)
@@ -113,7 +141,7 @@ class ClipEncoder:
 
     @cached_property
     def _hash(self) -> str:
-        return sha256_of(self._weights_file)
+        return remembered_sha256(self._weights_file, folder=self._hashes_folder)
 
     @cached_property
     def _checkpoint(self) -> Checkpoint:
@@ -144,6 +172,12 @@ class ClipEncoder:
         from searchengine.models.clip.inference import TextTower
 
         return TextTower(self._checkpoint.text_transformer(), device=self._device, precision=self.precision)
+
+    @cached_property
+    def _numpy_text_tower(self) -> text_numpy.TextTower:
+        from searchengine.models.clip.text_numpy import TextTower
+
+        return TextTower(self._checkpoint)
 
 
 def _bucketed(texts: set[Tokens]) -> Iterator[list[Tokens]]:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from searchengine.errors import UsageError
 from searchengine.index.layout import PRECISIONS
+from searchengine.models.clip.architecture import QUICK_GELU_SLOPE
 from searchengine.models.clip.linear import (
     LEAST_ACTIVATION,
     Fused,
@@ -27,7 +28,6 @@ from searchengine.models.clip.linear import (
     has_fast_bf16,
 )
 from searchengine.models.clip.model import (
-    QUICK_GELU_SLOPE,
     Block,
     ImageTransformer,
     Linear,

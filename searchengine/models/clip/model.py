@@ -12,71 +12,17 @@ on nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Activation = Literal["quick_gelu", "gelu"]
-QUICK_GELU_SLOPE = 1.702
-
-
-@dataclass(frozen=True, kw_only=True)
-class TransformerConfig:
-    width: int
-    layers: int
-    heads: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipConfig:
-    """An architecture. `dim` is the dimension of the shared space, sizes are in pixels, `context` in tokens."""
-
-    dim: int
-    image_size: int
-    patch_size: int
-    image: TransformerConfig
-    text: TransformerConfig
-    context: int = 77
-    vocabulary: int = 49408
-    activation: Activation = "quick_gelu"
-
-    @property
-    def patches(self) -> int:
-        return (self.image_size // self.patch_size) ** 2
-
-
-VIT_B_32 = ClipConfig(
-    dim=512,
-    image_size=224,
-    patch_size=32,
-    image=TransformerConfig(width=768, layers=12, heads=12),
-    text=TransformerConfig(width=512, layers=12, heads=8),
-)
-VIT_B_16 = ClipConfig(
-    dim=512,
-    image_size=224,
-    patch_size=16,
-    image=TransformerConfig(width=768, layers=12, heads=12),
-    text=TransformerConfig(width=512, layers=12, heads=8),
-)
-VIT_L_14 = ClipConfig(
-    dim=768,
-    image_size=224,
-    patch_size=14,
-    image=TransformerConfig(width=1024, layers=24, heads=16),
-    text=TransformerConfig(width=768, layers=12, heads=12),
-)
-VIT_L_14_336 = ClipConfig(
-    dim=768,
-    image_size=336,
-    patch_size=14,
-    image=TransformerConfig(width=1024, layers=24, heads=16),
-    text=TransformerConfig(width=768, layers=12, heads=12),
-)
+from searchengine.models.clip.architecture import QUICK_GELU_SLOPE, Activation, ClipConfig
+from searchengine.models.layers import FloatArray
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -253,3 +199,16 @@ class TextTransformer(nn.Module):
             return y.transpose(1, 2).flatten(1)  # (n, w)
 
         return attend
+
+
+Tower = TypeVar("Tower", ImageTransformer, TextTransformer)
+
+
+def filled(tower: type[Tower], config: ClipConfig, tensors: Mapping[str, FloatArray]) -> Tower:
+    """A tower on the CPU, in float32, with the weights of a checkpoint, by the names of `config`'s shapes."""
+    with torch.device("meta"):
+        network = tower(config)
+    # What is mapped from a file cannot be written to, so it is copied; anything else is taken as it lies.
+    state = {name: torch.from_numpy(np.require(tensor, requirements=["C", "W"])) for name, tensor in tensors.items()}
+    network.load_state_dict(state, assign=True)
+    return cast(Tower, cast(nn.Module, network).eval().requires_grad_(False))

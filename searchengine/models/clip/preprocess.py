@@ -10,8 +10,10 @@ Crops travel as uint8, a quarter of the bytes of float32; they are normalised on
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Per channel, of OpenAI's training photos, on a scale of 0 to 1 (https://github.com/openai/CLIP, clip/clip.py).
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -20,5 +22,7 @@ STANDARD_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 def normalise_pixels(pixels: Tensor) -> Tensor:
     """pixels: uint8 (n, s, s, 3), RGB. Returns float32 of that shape, on the same device."""
+    import torch
+
     mean, deviation = (torch.tensor(values, device=pixels.device) for values in (MEAN, STANDARD_DEVIATION))
     return (pixels / 255 - mean) / deviation

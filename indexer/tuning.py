@@ -1,0 +1,85 @@
+"""Tuning an `ann/` until queries find what exact search finds, and measuring the recall that others get."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from searchengine.index import exact
+from searchengine.index.ann import Ann, AnnParameters
+from searchengine.index.table import Rows, VectorTable
+from searchengine.vectors import FloatMatrix, normalise
+
+SEED = 2
+TUNING_QUERIES = 64
+MISSES = (0.01, 0.003, 0.001, 0.0003, 0.0001, 0.0)
+# How far queries are moved at random, in lengths of a vector: 1.5 and 3 leave cosines of 0.55 and 0.32, as texts have.
+DISTANCES = (0.0, 1.5, 3.0)
+TOP = 10
+CODES_LOOKED_AT = 20_000
+# `scan` is for those who want all but exact answers, so its margin leaves out nobody known.
+MARGIN_SHARES = {"scan": 1.0, "ivf": 0.998}
+
+
+def tuned(untuned: Ann, table: VectorTable) -> AnnParameters:
+    """With the margin and the cheapest `miss` that reach the recall, and the recall that they give other queries."""
+    rng = np.random.default_rng(SEED)
+    living = np.delete(np.arange(len(table)), table.dead_rows)
+    chosen = rng.choice(living, min(2 * TUNING_QUERIES, len(living)), replace=False)
+    tuning, checking = chosen[::2], chosen[1::2] if len(chosen) > 1 else chosen
+    target = untuned.parameters.recall_target
+    examples = _Examples(table, tuning, rng)
+    share = MARGIN_SHARES[untuned.parameters.kind] if target < MARGIN_SHARES["ivf"] else 1.0
+    untuned.parameters = replace(untuned.parameters, margin=examples.margin(untuned, share=share))
+    misses = (0.0,) if untuned.parameters.kind == "scan" else MISSES
+    for miss in misses:
+        if examples.recall(untuned, miss=miss) >= target:
+            break
+    measured = _Examples(table, checking, rng).recall(untuned, miss=miss)
+    return replace(untuned.parameters, miss=miss, recall_at_10=round(measured, 4))
+
+
+class _Examples:
+    """Queries at several distances from the photos, and what exact search finds for them."""
+
+    def __init__(self, table: VectorTable, rows: Rows, rng: np.random.Generator) -> None:
+        self._table = table
+        near = table.gather(rows)
+        away = rng.standard_normal(near.shape).astype(np.float32)
+        away /= np.linalg.norm(away, axis=1, keepdims=True)
+        self._queries = [normalise(near + distance * away) for distance in DISTANCES]
+        # A photo finds itself, which is no art: it does not count.
+        self._own = table.ids[rows]
+        self._true = [exact.search(table, queries, k=TOP + 1) for queries in self._queries]
+
+    def margin(self, searched: Ann, *, share: float) -> float:
+        """How far below the last of the best their codes may put them: enough for this share of them."""
+        deficits = []
+        for queries, found in zip(self._queries, self._true, strict=True):
+            for query, (scores, true) in zip(queries, found, strict=True):
+                by_code, ids = searched.scores_by_code(query, count=CODES_LOOKED_AT)
+                of_best = by_code[np.isin(ids, true)]
+                lost = np.full(len(true) - len(of_best), by_code.min())
+                deficits.append(scores[-1] - np.concatenate([of_best, lost]))
+        return max(0.0, float(np.quantile(np.concatenate(deficits), share)))
+
+    def recall(self, searched: Ann, *, miss: float) -> float:
+        """Recall@10 at that distance where it is least."""
+        return min(
+            float(
+                np.mean(
+                    [
+                        self._recall(searched, query, true, own, miss=miss)
+                        for query, (_, true), own in zip(queries, found, self._own, strict=True)
+                    ]
+                )
+            )
+            for queries, found in zip(self._queries, self._true, strict=True)
+        )
+
+    def _recall(self, searched: Ann, query: FloatMatrix, true: Rows, own: int, *, miss: float) -> float:
+        rows, scores = searched.candidates(self._table, query, k=TOP + 1, miss=miss)
+        found = exact.rank(self._table, query, rows, scores, k=TOP + 1)[1]
+        expected = true[true != own][:TOP]
+        return float(np.isin(expected, found).mean()) if len(expected) else 1.0

@@ -1,0 +1,87 @@
+"""Conditions on photos that a search can be narrowed to: when, where, under which folder, by which camera, how large.
+
+As SQL they are in searchengine/index/filters.py.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal, get_args
+
+from searchengine.errors import UsageError
+from searchengine.text import printable
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+Orientation = Literal["landscape", "portrait", "square"]
+ORIENTATIONS: tuple[Orientation, ...] = get_args(Orientation)
+
+_MOMENT = re.compile(r"\d{4}(-\d\d(-\d\d(T\d\d(:\d\d(:\d\d)?)?)?)?)?", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Filters:
+    """All given conditions must hold. A photo without the fact that is asked for does not match.
+
+    `after` and `before` are ISO 8601 dates or times, or beginnings of them: after <= taken_at < before. `under` is a
+    folder, made absolute at once, with links followed. `camera` is a part of the camera's name, in any case. `near` is
+    (latitude, longitude, radius in km), in degrees and along the Earth's surface. `min_side` is in pixels, of the
+    shorter side. `orientation` is that of the upright photo. `where` is any condition over the columns of
+    `searchengine.index.schema.images`, as SQLAlchemy has it: ``Filters(where=images.c.width > 2 * images.c.height)``.
+    What it lets through is remembered until the next commit, so it must depend on the columns alone.
+
+    Raises UsageError for a value that makes no sense.
+    """
+
+    after: str | None = None
+    before: str | None = None
+    under: str | None = None
+    camera: str | None = None
+    near: tuple[float, float, float] | None = None
+    min_side: int | None = None
+    orientation: Orientation | None = None
+    min_size_bytes: int | None = None
+    max_size_bytes: int | None = None
+    where: sa.ColumnElement[bool] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("after", "before"):
+            moment = getattr(self, name)
+            if moment is not None and not _MOMENT.fullmatch(moment):
+                raise UsageError(f"{name} is {printable(repr(moment))}; write 2024, 2024-05-31 or 2024-05-31T18:30:00")
+        if self.under is not None:
+            object.__setattr__(self, "under", os.path.realpath(os.path.expanduser(self.under)))
+        if self.near is not None and not _is_circle(self.near):
+            raise UsageError(
+                f"near is {printable(repr(self.near))}; give (latitude, longitude, radius in km), in degrees"
+            )
+        if self.orientation is not None and self.orientation not in ORIENTATIONS:
+            raise UsageError(f"orientation is {printable(repr(self.orientation))}; use {', '.join(ORIENTATIONS)}")
+        for name in ("min_side", "min_size_bytes", "max_size_bytes"):
+            number = getattr(self, name)
+            if number is not None and not 0 <= number < 2**63:
+                raise UsageError(f"{name} is {number}; it must be 0 or more")
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, field.name) is not None for field in fields(self))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Filters) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[object, ...]:
+        """`where` equals only itself: SQLAlchemy's == between expressions is one more expression."""
+        return (*(getattr(self, field.name) for field in fields(self) if field.name != "where"), id(self.where))
+
+
+def _is_circle(near: tuple[float, float, float]) -> bool:
+    if len(near) != 3:
+        return False
+    latitude, longitude, radius_km = near
+    return abs(latitude) <= 90 and abs(longitude) <= 180 and 0 <= radius_km < math.inf

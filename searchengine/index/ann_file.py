@@ -1,0 +1,63 @@
+"""The file of an `ann/`: IndexPreTransform (the rotation) over IndexIVFPQFastScan, which FAISS itself can search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from searchengine.errors import IndexFormatError
+from searchengine.index.ann import Ann, AnnParameters
+from searchengine.text import printable
+from searchengine.vectors import FloatMatrix
+
+REBUILD = "run `searchengine compact --rebuild`, which makes it anew"
+
+
+def save_ann(path: Path, codes: Any, *, rotation: FloatMatrix) -> None:
+    """Write one file that FAISS itself can open and search. Raises OSError, RuntimeError in FAISS's words."""
+    transform = faiss.LinearTransform(rotation.shape[1], rotation.shape[0], False)
+    faiss.copy_array_to_vector(np.ascontiguousarray(rotation, np.float32).ravel(), transform.A)
+    transform.is_trained = True
+    faiss.write_index(faiss.IndexPreTransform(transform, codes), str(path))
+
+
+def load_ann(path: Path, *, sha256: str, parameters: dict[str, Any], covariance: bytes, spread: bytes, dim: int) -> Ann:
+    """The file that a row of the table `ann` names. Its `sha256` is taken down, not computed.
+
+    Raises IndexFormatError where it is missing, damaged, or not what its row says.
+    """
+    shown = printable(str(path))
+    try:
+        path.open("rb").close()  # FAISS tells what is wrong in the words of its source code
+        chain: Any = faiss.read_index(str(path))
+        codes: Any = faiss.downcast_index(chain.index)
+        transform: Any = faiss.downcast_VectorTransform(chain.chain.at(0))
+        rotation = faiss.vector_to_array(transform.A).reshape(dim, dim)
+    except FileNotFoundError:
+        raise IndexFormatError(f"{shown} is missing; {REBUILD}") from None
+    except OSError as error:
+        raise IndexFormatError(f"{shown} cannot be read: {error.strerror}; {REBUILD}") from None
+    except (RuntimeError, MemoryError, AttributeError, ValueError):
+        raise IndexFormatError(f"{shown} cannot be read: it is cut short or damaged; {REBUILD}") from None
+    try:
+        known = AnnParameters(**parameters)
+        of_residuals = np.frombuffer(covariance, np.float32).reshape(dim, dim)
+        of_lists = np.frombuffer(spread, np.float32).reshape(known.lists)
+    except (TypeError, ValueError):
+        raise IndexFormatError(f"{shown} does not hold what the tables say; {REBUILD}") from None
+    if not isinstance(codes, faiss.IndexIVFPQFastScan) or (
+        (codes.d, codes.ntotal, codes.nlist) != (dim, known.count, known.lists)
+    ):
+        raise IndexFormatError(f"{shown} does not hold what the tables say; {REBUILD}")
+    return Ann(
+        codes,
+        owner=chain,
+        sha256=sha256,
+        rotation=rotation,
+        covariance=of_residuals,
+        spread=of_lists,
+        parameters=known,
+    )

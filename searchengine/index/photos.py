@@ -1,0 +1,136 @@
+"""Photos in the tables: which vectors a filter lets through, which photos a vector has, what is known of a photo."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+import sqlalchemy as sa
+
+from searchengine.errors import IndexFormatError
+from searchengine.filters import Filters
+from searchengine.index.commits import Version
+from searchengine.index.filters import CAMERA_INDEX, condition_of, is_named_camera
+from searchengine.index.layout import REPAIR
+from searchengine.index.schema import images
+from searchengine.index.segments import Ids
+
+# How many filters' ids are remembered, at 8 bytes a vector each.
+REMEMBERED_FILTERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """A photo as the index knows it. `width` and `height` in pixels; `taken_at` ISO 8601, camera's local time."""
+
+    id: int
+    store: str
+    key: str
+    size_bytes: int
+    mtime_ns: int
+    width: int
+    height: int
+    taken_at: str | None
+    latitude: float | None
+    longitude: float | None
+    camera: str | None
+    vector_id: int
+
+
+def vector_ids(connection: sa.Connection, filters: Filters) -> Ids:
+    """The vectors that have at least one photo which passes, rising."""
+    condition = condition_of(filters)
+    if filters.camera is not None and _has(connection, CAMERA_INDEX):
+        condition = sa.and_(condition, is_named_camera(filters.camera))
+    (ids,) = _integers(connection, images.c.vector_id, condition=condition)
+    ids.sort()
+    # Copies of a photo are next to each other now.
+    return ids if np.all(ids[1:] > ids[:-1]) else np.unique(ids)
+
+
+def photos_of(connection: sa.Connection, vector_ids: Ids, *, filters: Filters | None) -> tuple[Ids, Ids]:
+    """The photos of these vectors that pass, in the vectors' order, then by id.
+
+    Returns the photos' ids (n,) and the place (n,) of each one's vector in `vector_ids` (m,), which are distinct.
+    """
+    condition = sa.and_(_is_one_of(images.c.vector_id, vector_ids), condition_of(filters))
+    photos, owners = _integers(connection, images.c.id, images.c.vector_id, condition=condition)
+    rising = np.argsort(vector_ids)
+    places = rising[np.searchsorted(vector_ids, owners, sorter=rising)]
+    order = np.lexsort((photos, places))
+    return photos[order], places[order]
+
+
+def rows(connection: sa.Connection, image_ids: Ids) -> dict[int, ImageRow]:
+    """What is known of these photos, by id; one that is gone is left out."""
+    found = connection.execute(sa.select(images).where(_is_one_of(images.c.id, image_ids))).all()
+    return {row[0]: ImageRow(*row) for row in found}
+
+
+def one(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> ImageRow | None:
+    """The only photo that fulfils `condition`, if there is one."""
+    row = connection.execute(sa.select(images).where(condition)).one_or_none()
+    return None if row is None else ImageRow(*row)
+
+
+def count(connection: sa.Connection, filters: Filters | None) -> int:
+    query = sa.select(sa.func.count()).select_from(images).where(condition_of(filters))
+    return int(connection.execute(query).scalar_one())
+
+
+class RememberedIds:
+    """What the last few filters let through in one committed state, so that the pages of a search share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._version: Version | None = None
+        self._ids: OrderedDict[Filters, Ids] = OrderedDict()
+
+    def get(self, filters: Filters, *, version: Version) -> Ids | None:
+        with self._lock:
+            if version != self._version or filters not in self._ids:
+                return None
+            self._ids.move_to_end(filters)
+            return self._ids[filters]
+
+    def put(self, filters: Filters, ids: Ids, *, version: Version) -> None:
+        ids.flags.writeable = False
+        with self._lock:
+            if version != self._version:
+                self._ids.clear()
+                self._version = version
+            self._ids[filters] = ids
+            while len(self._ids) > REMEMBERED_FILTERS:
+                self._ids.popitem(last=False)
+
+
+def _has(connection: sa.Connection, sql_index: str) -> bool:
+    """Whether the tables have an index; those of an earlier version lack some until the next run."""
+    query = "SELECT 1 FROM sqlite_master WHERE type = 'index' AND name = ?"
+    return connection.exec_driver_sql(query, (sql_index,)).first() is not None
+
+
+def _integers(
+    connection: sa.Connection, *columns: sa.Column[int], condition: sa.ColumnElement[bool]
+) -> tuple[Ids, ...]:
+    """The columns, each as one array, of the photos that fulfil `condition`. Raises IndexFormatError.
+
+    SQLite puts each column into one text, which numpy reads several times as fast as Python reads the rows.
+    """
+    joined = [sa.func.group_concat(column, ",") for column in columns]
+    count, *texts = connection.execute(sa.select(sa.func.count(), *joined).where(condition)).one()
+    try:
+        arrays = tuple(np.fromstring(text or "", dtype=np.int64, sep=",") for text in texts)
+    except ValueError:
+        arrays = ()
+    if [len(array) for array in arrays] != [count] * len(columns):  # numpy stops at what is no number
+        raise IndexFormatError(f"the tables of the index hold ids that are no whole numbers; {REPAIR}")
+    return arrays
+
+
+def _is_one_of(column: sa.Column[int], ids: Ids) -> sa.ColumnElement[bool]:
+    """One variable however many ids there are: SQLite takes 32,766 at most."""
+    return column.in_(sa.select(sa.func.json_each(json.dumps(ids.tolist())).table_valued("value").c.value))
