@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -17,11 +18,11 @@ import sqlalchemy as sa
 from indexer.lock import LockedIndex
 from indexer.segments import delete_orphans, next_id
 from indexer.tuning import tuned
-from searchengine.errors import UsageError
+from searchengine.errors import IndexFormatError, UsageError
 from searchengine.index.ann import Ann, AnnParameters
 from searchengine.index.ann_file import save_ann
-from searchengine.index.layout import IndexIdentity, IndexPaths, index_folder, make_folder, publish
-from searchengine.index.schema import ann, open_read_only, segments
+from searchengine.index.layout import REPAIR, IndexIdentity, IndexPaths, index_folder, make_folder, publish
+from searchengine.index.schema import ANN_ROW, ann, images, open_read_only, segments
 from searchengine.index.segments import load_segment
 from searchengine.index.table import Rows, VectorTable
 from searchengine.models.published import sha256_of
@@ -57,7 +58,7 @@ def choose(kind: str, *, count: int, dim: int, memory_bytes: int | None) -> tupl
     chosen = kind
     if kind == "auto":
         chosen = "flat" if count < SCAN_FROM else "scan" if count < IVF_FROM else "ivf"
-    if chosen == "flat" or not count:
+    if chosen == "flat" or not count or (kind == "auto" and dim % 2):
         return "flat", 0
     sizes = [_code_bytes(dim, dimensions) for dimensions in DIMENSIONS_PER_CODE]
     for code_bytes in sizes:
@@ -76,8 +77,15 @@ def compared_one_by_one(index: str | os.PathLike[str]) -> int:
     """How many vectors a search compares one by one: all of them, or those newer than `ann/`."""
     with closing(open_read_only(IndexPaths(index_folder(index)).database)) as connection:
         (vectors,) = connection.execute("SELECT coalesce(sum(count), 0) FROM segments").fetchone()
-        held = connection.execute("SELECT parameters ->> 'count' FROM ann").fetchone()
-    return max(0, int(vectors) - (int(held[0]) if held else 0))
+        held = connection.execute("SELECT parameters FROM ann").fetchone()
+    return max(0, int(vectors) - int(_parameters(held[0]).get("count", 0) if held else 0))
+
+
+def check_choice(locked: LockedIndex, identity: IndexIdentity, *, kind: str, memory_bytes: int | None) -> None:
+    """Raises UsageError for a kind that does not fit, before anything is changed."""
+    with locked.engine.begin() as connection:
+        count = connection.execute(sa.select(sa.func.count(sa.distinct(images.c.vector_id)))).scalar_one()
+    choose(kind, count=count, dim=identity.dim, memory_bytes=memory_bytes)
 
 
 def update_ann(
@@ -96,7 +104,7 @@ def update_ann(
     """
     with locked.engine.begin() as connection:
         rows = connection.execute(sa.select(segments.c.file, segments.c.count).order_by(segments.c.id)).all()
-        before = connection.execute(sa.select(ann.c.file, ann.c.parameters)).all()
+        before = connection.execute(sa.select(*ANN_ROW)).all()
     loaded = [load_segment(locked.paths.segment(file), count=count, dim=identity.dim) for file, count in rows]
     table = VectorTable(loaded, dim=identity.dim)
     chosen, code_bytes = choose(kind, count=len(table), dim=identity.dim, memory_bytes=memory_bytes)
@@ -112,12 +120,21 @@ def update_ann(
             with locked.engine.begin() as connection:
                 connection.execute(sa.delete(ann))
         built = None
-    elif not rebuild and len(before) == 1 and wanted.items() <= before[0].parameters.items():
+    elif not rebuild and len(before) == 1 and wanted.items() <= _parameters(before[0].parameters).items():
         return None
     else:
         built = build_ann(locked, table, kind=chosen, code_bytes=code_bytes, recall=recall, on_progress=on_progress)
     delete_orphans(locked.engine, locked.paths)
     return built
+
+
+def _parameters(recorded: str) -> dict[str, Any]:
+    """Of a row of the table `ann`; none where they are damaged, and it is built anew."""
+    try:
+        fields = json.loads(recorded)
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def build_ann(
@@ -198,6 +215,8 @@ def _encode(table: VectorTable, *, kind: str, code_bytes: int, on_progress: Call
     lists = _list_count(kind, len(living))
     size = min(len(living), max(SAMPLE_SIZE, POINTS_PER_CENTROID * lists))
     sample = table.gather(np.sort(rng.choice(living, size, replace=False))) @ rotation.T
+    if not np.isfinite(sample).all():
+        raise IndexFormatError(f"the index holds vectors that are not finite; {REPAIR}")
     quantizer = faiss.IndexFlatL2(dim)
     quantizer.add(_centroids(sample, kind=kind, lists=lists, rng=rng))
 

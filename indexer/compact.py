@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import sqlalchemy as sa
 
-from indexer.ann import DEFAULT_RECALL, update_ann
+from indexer.ann import DEFAULT_RECALL, check_choice, update_ann
 from indexer.lock import LockedIndex
 from indexer.segments import check_named_segments, delete_orphans, next_id, segment_file, write_segment
 from searchengine.errors import IndexFormatError, UsageError
@@ -87,6 +87,8 @@ def compact(
     if not locked.paths.database.is_file():
         raise IndexFormatError(f"the index at {printable(str(locked.folder))} has lost its metadata.sqlite; {RESTORE}")
     with locked, locked.disk_errors():
+        check_tables_are_there(locked)
+        check_choice(locked, identity, kind=kind, memory_bytes=memory_bytes)
         done = merge_segments(locked, identity)
         built = update_ann(
             locked,
@@ -100,11 +102,16 @@ def compact(
         return replace(done, built=built)
 
 
-def merge_segments(locked: LockedIndex, identity: IndexIdentity) -> Compaction:
-    """All but `ann/`, for who holds the lock already."""
+def check_tables_are_there(locked: LockedIndex) -> None:
+    """Raises IndexFormatError, IndexTooNew."""
     with locked.engine.begin() as connection:
         if schema_version(connection, locked.paths.database) == 0:
             raise IndexFormatError(f"the index at {printable(str(locked.folder))} has lost its tables; {RESTORE}")
+
+
+def merge_segments(locked: LockedIndex, identity: IndexIdentity) -> Compaction:
+    """All but `ann/`, for who holds the lock already."""
+    check_tables_are_there(locked)
     migrate(locked.engine, locked.paths.database)
     with locked.engine.begin() as connection:
         check_named_segments(connection, locked.paths, dim=identity.dim)

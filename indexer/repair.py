@@ -23,6 +23,7 @@ from indexer.lock import LockedIndex
 from indexer.salvage import rebuild_tables
 from searchengine.errors import IndexFormatError
 from searchengine.index.layout import IndexIdentity
+from searchengine.index.schema import ANN_VERSION, ann, schema_version
 
 # What refers to the rows of a table: (table, condition on the deleted rowid).
 DEPENDENTS = {
@@ -76,6 +77,8 @@ def _mend(locked: LockedIndex, identity: IndexIdentity, problem: Problem) -> str
                 connection.exec_driver_sql(
                     f"INSERT INTO sqlite_sequence (name, seq) SELECT '{table}', max(id) FROM {table}"
                 )
+                if table == "vectors" and schema_version(connection, locked.paths.database) >= ANN_VERSION:
+                    connection.execute(sa.delete(ann))  # its codes may be those of ids that are given out again
             return "they go on from the highest one"
         case RewriteSegments():
             try:

@@ -51,10 +51,18 @@ class Filters:
     def __post_init__(self) -> None:
         for name in ("after", "before"):
             moment = getattr(self, name)
-            if moment is not None and not _MOMENT.fullmatch(moment):
+            if moment is not None and not (isinstance(moment, str) and _MOMENT.fullmatch(moment)):
                 raise UsageError(f"{name} is {printable(repr(moment))}; write 2024, 2024-05-31 or 2024-05-31T18:30:00")
+        for name in ("under", "camera"):
+            text = getattr(self, name)
+            if text is not None and (not isinstance(text, str) or "\0" in text):
+                raise UsageError(f"{name} is {printable(repr(text))}; it must be a text without NUL characters")
+        if self.camera is not None and not self.camera.isprintable():
+            raise UsageError(f"camera is {printable(repr(self.camera))}; give a part of the name of a camera")
         if self.under is not None:
             object.__setattr__(self, "under", os.path.realpath(os.path.expanduser(self.under)))
+        if isinstance(self.near, list):
+            object.__setattr__(self, "near", tuple(self.near))
         if self.near is not None and not _is_circle(self.near):
             raise UsageError(
                 f"near is {printable(repr(self.near))}; give (latitude, longitude, radius in km), in degrees"
@@ -63,7 +71,7 @@ class Filters:
             raise UsageError(f"orientation is {printable(repr(self.orientation))}; use {', '.join(ORIENTATIONS)}")
         for name in ("min_side", "min_size_bytes", "max_size_bytes"):
             number = getattr(self, name)
-            if number is not None and not 0 <= number < 2**63:
+            if number is not None and not (isinstance(number, int) and 0 <= number < 2**63):
                 raise UsageError(f"{name} is {number}; it must be 0 or more")
 
     def __bool__(self) -> bool:
@@ -81,7 +89,7 @@ class Filters:
 
 
 def _is_circle(near: tuple[float, float, float]) -> bool:
-    if len(near) != 3:
+    if not isinstance(near, tuple) or len(near) != 3 or not all(isinstance(part, int | float) for part in near):
         return False
     latitude, longitude, radius_km = near
     return abs(latitude) <= 90 and abs(longitude) <= 180 and 0 <= radius_km < math.inf

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterator
 
@@ -51,16 +50,18 @@ def _wrong(
     spread: bytes,
     dim: int,
 ) -> str | None:
-    if "/" in file or not isinstance(covariance, bytes) or not isinstance(spread, bytes):
+    if (
+        "/" in file
+        or not isinstance(parameters, str)
+        or not isinstance(covariance, bytes)
+        or not isinstance(spread, bytes)
+    ):
         return "has a row that cannot be"
     path = paths.ann(file)
     try:
         if sha256_of(path) != sha256:
             return "is damaged: its content is not what was written (another sha256)"
-        fields = json.loads(parameters)
-        if not isinstance(fields, dict):
-            return "has a row that cannot be"
-        ann = load_ann(path, sha256=sha256, parameters=fields, covariance=covariance, spread=spread, dim=dim)
+        ann = load_ann(path, sha256=sha256, parameters=parameters, covariance=covariance, spread=spread, dim=dim)
     except FileNotFoundError:
         return "is missing"
     except OSError as error:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from searchengine.cli.options import index_option, json_option, open_for_reading, settings_from
-from searchengine.cli.output import progress_bar
+from searchengine.cli.output import notice, progress_bar
 from searchengine.cli.status import status_of
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -17,7 +17,7 @@ def _bytes(context: click.Context, option: click.Parameter, text: str | None) ->
     if text is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if match is None:
+    if match is None or len(match[1]) > 15:
         raise click.BadParameter(f"{text!r} is no size; write 500M or 2G")
     return int(float(match[1]) * UNITS[match[2].upper()])
 
@@ -70,5 +70,7 @@ def command(index: str | None, as_json: bool, **choices: Any) -> None:
             f"built {done.built.kind} over {done.built.count:,} vectors, with recall@10 {done.built.recall_at_10:.3f} "
             "against exact search"
         )
+        if done.built.recall_at_10 < done.built.recall_target:
+            notice(f"that is below the {done.built.recall_target} asked for; --kind scan finds more, and is slower")
     if not (done.merged or done.freed_bytes > 0 or done.built):
         click.echo("nothing to do")

@@ -58,15 +58,15 @@ class Allowed:
         """The rows of all other vectors."""
         return np.flatnonzero(np.bincount(self.rows, minlength=len(self._table)) == 0)
 
-    @cached_property
     def ids(self) -> Ids:
         return self._table.ids[self.rows]
 
     @cached_property
     def selector(self) -> faiss.IDSelector:
         """The same as a bitmap over ids, which FAISS asks."""
-        bits = np.zeros(int(self.ids.max(initial=0)) + 1, dtype=np.bool_)
-        bits[self.ids] = True
+        ids = self.ids()
+        bits = np.zeros(int(ids.max(initial=0)) + 1, dtype=np.bool_)
+        bits[ids] = True
         self._bitmap: NDArray[np.uint8] = np.packbits(bits, bitorder="little")  # FAISS does not keep it alive
         return faiss.IDSelectorBitmap(self._bitmap)  # type: ignore[call-arg,arg-type]
 

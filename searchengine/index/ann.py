@@ -34,6 +34,8 @@ Lists = NDArray[np.int64]
 
 NO_SCORES: FloatMatrix = np.empty(0, np.float32)
 
+MAX_ID = 2**40  # far beyond any library; `list_of` takes memory up to the highest id
+
 FIRST_LISTS = 24
 FIRST_CANDIDATES = 64
 CANDIDATES = {"scan": 4096, "ivf": 400}
@@ -64,6 +66,17 @@ class AnnParameters:
     recall_target: float
     recall_at_10: float
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for values that cannot be: a table may be damaged."""
+        numbers = (self.through_id, self.count, self.code_bytes, self.lists)
+        shares = (self.miss, self.margin, self.recall_target, self.recall_at_10)
+        if (
+            self.kind not in CANDIDATES
+            or not all(type(number) is int and 0 <= number < MAX_ID for number in numbers)
+            or not all(type(share) in (int, float) and 0 <= share < math.inf for share in shares)
+        ):
+            raise ValueError("a parameter cannot be")
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -81,13 +94,14 @@ class Ann:
         *,
         owner: Any = None,
         sha256: str = "",
+        recorded: str = "",
         rotation: FloatMatrix,
         covariance: FloatMatrix,
         spread: FloatMatrix,
         parameters: AnnParameters,
     ) -> None:
         self._owner = owner  # takes the codes along when it goes
-        self.sha256 = sha256
+        self.sha256, self.recorded = sha256, recorded
         self.parameters = parameters
         self._codes = codes
         self._rotation = rotation
@@ -183,7 +197,7 @@ class Ann:
 
     def _allowed_sizes(self, allowed: Allowed) -> Lists:
         if allowed.list_sizes is None or allowed.list_sizes[0] is not self:
-            ids = allowed.ids
+            ids = allowed.ids()
             lists = self.list_of[ids[ids <= self.parameters.through_id]]
             allowed.list_sizes = self, np.bincount(lists[lists >= 0], minlength=len(self._sizes))
         return allowed.list_sizes[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,19 @@ def save_ann(path: Path, codes: Any, *, rotation: FloatMatrix) -> None:
     faiss.write_index(faiss.IndexPreTransform(transform, codes), str(path))
 
 
-def load_ann(path: Path, *, sha256: str, parameters: dict[str, Any], covariance: bytes, spread: bytes, dim: int) -> Ann:
+def load_ann(path: Path, *, sha256: str, parameters: str, covariance: bytes, spread: bytes, dim: int) -> Ann:
     """The file that a row of the table `ann` names. Its `sha256` is taken down, not computed.
 
     Raises IndexFormatError where it is missing, damaged, or not what its row says.
     """
     shown = printable(str(path))
+    wrong = IndexFormatError(f"{shown} does not hold what the tables say; {REBUILD}")
+    try:
+        known = AnnParameters(**json.loads(parameters))
+        of_residuals = np.frombuffer(covariance, np.float32).reshape(dim, dim)
+        of_lists = np.frombuffer(spread, np.float32).reshape(known.lists)
+    except (TypeError, ValueError, RecursionError):
+        raise wrong from None
     try:
         path.open("rb").close()  # FAISS tells what is wrong in the words of its source code
         chain: Any = faiss.read_index(str(path))
@@ -42,22 +50,23 @@ def load_ann(path: Path, *, sha256: str, parameters: dict[str, Any], covariance:
         raise IndexFormatError(f"{shown} cannot be read: {error.strerror}; {REBUILD}") from None
     except (RuntimeError, MemoryError, AttributeError, ValueError):
         raise IndexFormatError(f"{shown} cannot be read: it is cut short or damaged; {REBUILD}") from None
-    try:
-        known = AnnParameters(**parameters)
-        of_residuals = np.frombuffer(covariance, np.float32).reshape(dim, dim)
-        of_lists = np.frombuffer(spread, np.float32).reshape(known.lists)
-    except (TypeError, ValueError):
-        raise IndexFormatError(f"{shown} does not hold what the tables say; {REBUILD}") from None
     if not isinstance(codes, faiss.IndexIVFPQFastScan) or (
         (codes.d, codes.ntotal, codes.nlist) != (dim, known.count, known.lists)
     ):
-        raise IndexFormatError(f"{shown} does not hold what the tables say; {REBUILD}")
-    return Ann(
+        raise wrong
+    loaded = Ann(
         codes,
         owner=chain,
         sha256=sha256,
+        recorded=parameters,
         rotation=rotation,
         covariance=of_residuals,
         spread=of_lists,
         parameters=known,
     )
+    ids = [loaded.ids_in(number) for number in range(known.lists)]
+    lowest = min((int(some.min()) for some in ids if some.size), default=0)
+    highest = max((int(some.max()) for some in ids if some.size), default=0)
+    if lowest < 0 or highest != known.through_id:
+        raise wrong
+    return loaded

@@ -34,10 +34,10 @@ def search(
     """For each query (dim,) the scores and ids of its k best living vectors, best first, among `allowed` if given."""
     if allowed is not None and len(allowed.rows) < DENSE * len(table):
         if len(queries) > 1:
-            matrix = allowed.matrix() if allowed.keeps_matrix else table.gather(allowed.rows)
-            products = queries @ matrix.T
             return [
-                rank(table, query, allowed.rows, scores, k=k) for query, scores in zip(queries, products, strict=True)
+                one
+                for start in range(0, len(queries), QUERIES_PER_BLOCK)
+                for one in _pick_many(table, queries[start : start + QUERIES_PER_BLOCK], allowed, k=k)
             ]
         return [rank(table, query, allowed.rows, allowed.scores(query), k=k) for query in queries]
     hidden = table.dead_rows if allowed is None else allowed.hidden_rows
@@ -51,6 +51,9 @@ def search(
 
 def rank(table: VectorTable, query: FloatMatrix, rows: Rows, scores: FloatMatrix, *, k: int) -> tuple[FloatMatrix, Ids]:
     """The k best of `rows` (n,), all different, whose scores in float32 are `scores` (n,); equal ones by their ids."""
+    finite = np.isfinite(scores)  # others are damage, which `verify` tells
+    if not finite.all():
+        rows, scores = rows[finite], scores[finite]
     if len(rows) > k:
         rows = rows[scores >= np.partition(scores, -k)[-k] - ROUNDING]
     rows = np.sort(rows)
@@ -61,7 +64,7 @@ def rank(table: VectorTable, query: FloatMatrix, rows: Rows, scores: FloatMatrix
 
 def _scan_one(table: VectorTable, query: FloatMatrix, hidden: Rows, *, k: int) -> tuple[FloatMatrix, Ids]:
     found = _Found(k)
-    for start, block in table.blocks(len(table)):
+    for start, block in table.blocks(max(1, len(table))):
         scores = inner_products(block, query)
         scores[_within(hidden, start, len(block))] = -np.inf
         found.add(start, scores, floor_of(scores[None], k=k)[0])
@@ -81,6 +84,21 @@ def _scan_many(table: VectorTable, queries: FloatMatrix, hidden: Rows, *, k: int
         for one, row, floor in zip(found, scores, floor_of(scores, k=k), strict=True):
             one.add(start, row, floor)
     return [rank(table, query, *one.all(), k=k) for query, one in zip(queries, found, strict=True)]
+
+
+def _pick_many(table: VectorTable, queries: FloatMatrix, allowed: Allowed, *, k: int) -> list[tuple[FloatMatrix, Ids]]:
+    found = [_Found(k) for _ in queries]
+    for start in range(0, len(allowed.rows), ROWS_PER_BLOCK):
+        some = slice(start, start + ROWS_PER_BLOCK)
+        block = allowed.matrix()[some] if allowed.keeps_matrix else table.gather(allowed.rows[some])
+        scores = queries @ block.T
+        for one, row, floor in zip(found, scores, floor_of(scores, k=k), strict=True):
+            one.add(start, row, floor)
+    places = [one.all() for one in found]
+    return [
+        rank(table, query, allowed.rows[rows], scores, k=k)
+        for query, (rows, scores) in zip(queries, places, strict=True)
+    ]
 
 
 class _Found:
@@ -123,7 +141,7 @@ def floor_of(scores: FloatMatrix, *, k: int) -> FloatMatrix:
     if chunk < 1:
         return np.full(len(scores), -np.inf, np.float32)
     chunks = scores[:, : count // chunk * chunk].reshape(len(scores), -1, chunk)
-    floors: FloatMatrix = np.partition(chunks.max(axis=2), -k, axis=1)[:, -k]
+    floors: FloatMatrix = np.partition(np.fmax.reduce(chunks, axis=2), -k, axis=1)[:, -k]
     return floors
 
 

@@ -51,6 +51,12 @@ def vector_ids(connection: sa.Connection, filters: Filters) -> Ids:
     return ids if np.all(ids[1:] > ids[:-1]) else np.unique(ids)
 
 
+def vectors_in_use(connection: sa.Connection) -> Ids:
+    """The vectors that have a photo, rising."""
+    (ids,) = _integers(connection, images.c.vector_id, condition=sa.true())
+    return np.unique(ids)
+
+
 def photos_of(connection: sa.Connection, vector_ids: Ids, *, filters: Filters | None) -> tuple[Ids, Ids]:
     """The photos of these vectors that pass, in the vectors' order, then by id.
 

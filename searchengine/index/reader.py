@@ -19,11 +19,12 @@ from searchengine.errors import IndexFormatError, ModelMismatch, UsageError
 from searchengine.filters import Filters
 from searchengine.index import photos
 from searchengine.index.ann import Ann
-from searchengine.index.ann_file import load_ann
+from searchengine.index.ann_file import REBUILD, load_ann
 from searchengine.index.commits import Commits, Version
 from searchengine.index.layout import RESTORE, IndexIdentity, IndexPaths, index_folder, read_identity
 from searchengine.index.photos import ImageRow, RememberedIds
 from searchengine.index.schema import (
+    ANN_ROW,
     ANN_VERSION,
     ann,
     connect_for_reading,
@@ -36,7 +37,7 @@ from searchengine.index.schema import (
 )
 from searchengine.index.segments import Ids, load_segment
 from searchengine.index.snapshot import Snapshot
-from searchengine.index.table import NO_ROWS, VectorTable
+from searchengine.index.table import VectorTable
 from searchengine.text import printable
 from searchengine.vectors import FloatMatrix, check_unit_rows
 
@@ -115,8 +116,8 @@ class Index:
         return self.snapshot().rank(self._checked(query[None], k=k)[0], k=k, among=among)
 
     def _checked(self, queries: FloatMatrix, *, k: int) -> FloatMatrix:
-        if k < 1:
-            raise UsageError(f"k is {k}; it must be at least 1")
+        if not isinstance(k, int | np.integer) or k < 1:
+            raise UsageError(f"k is {k}; it must be a whole number, at least 1")
         return check_unit_rows(queries, dim=self.dim)
 
     def vector_ids(self, filters: Filters) -> Ids:
@@ -242,36 +243,37 @@ class Index:
         with self._reading() as connection:
             tables = schema_version(connection, self._paths.database)
             rows = connection.execute(sa.select(segments.c.file, segments.c.count).order_by(segments.c.id)).all()
-            dead = self._dead_ids(connection, vectors_in_segments=sum(count for _, count in rows))
-            built = connection.execute(sa.select(ann)).one_or_none() if tables >= ANN_VERSION else None
+            used = self._vectors_of_photos(connection, vectors_in_segments=sum(count for _, count in rows))
+            newest = sa.select(*ANN_ROW).order_by(ann.c.id.desc()).limit(1)
+            built = connection.execute(newest).one_or_none() if tables >= ANN_VERSION else None
         before = self._snapshot
         known = {segment.file: segment for segment in before.segments} if before else {}
-        return Snapshot(
-            version=version,
-            table=VectorTable(
-                [
-                    known.get(file) or load_segment(self._paths.segment(file), count=count, dim=self.dim)
-                    for file, count in rows
-                ],
-                dim=self.dim,
-                dead=dead,
-            ),
-            ann=self._load_ann(built, before.ann if before else None),
-        )
+        loaded = []
+        for file, count in rows:
+            segment = known.get(file)
+            if segment is None or len(segment.ids) != count:
+                segment = load_segment(self._paths.segment(file), count=count, dim=self.dim)
+            loaded.append(segment)
+        table = VectorTable(loaded, dim=self.dim)
+        if used is not None:
+            table.bury(used)
+        return Snapshot(version=version, table=table, ann=self._load_ann(built, before))
 
-    def _dead_ids(self, connection: sa.Connection, *, vectors_in_segments: int) -> Ids:
-        """The vectors of no photo. As a rule there is none, which an index over the photos tells quickly."""
+    def _vectors_of_photos(self, connection: sa.Connection, *, vectors_in_segments: int) -> Ids | None:
+        """The vectors that have a photo; None where all have one, as a rule, which an index over the photos tells."""
         used = sa.select(sa.func.count(sa.distinct(images.c.vector_id)))
         if connection.execute(used).scalar_one() == vectors_in_segments:
-            return NO_ROWS
-        query = sa.select(vectors.c.id).except_(sa.select(images.c.vector_id))
-        return np.fromiter(connection.execute(query).scalars(), np.int64)
+            return None
+        return photos.vectors_in_use(connection)
 
-    def _load_ann(self, row: Any, before: Ann | None) -> Ann | None:
+    def _load_ann(self, row: Any, before: Snapshot | None) -> Ann | None:
         if row is None:
             return None
-        if before is not None and before.sha256 == row.sha256:
-            return before
+        if not isinstance(row.file, str):
+            raise IndexFormatError(f"the table ann of the index at {printable(str(self.folder))} is damaged; {REBUILD}")
+        known = before.ann if before else None
+        if known is not None and (known.sha256, known.recorded) == (row.sha256, row.parameters):
+            return known
         return load_ann(
             self._paths.ann(row.file),
             sha256=row.sha256,

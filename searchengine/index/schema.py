@@ -138,6 +138,17 @@ ann = sa.Table(
 )
 
 
+# Its parameters as the text they are, for they may be damaged.
+ANN_ROW = (
+    ann.c.id,
+    ann.c.file,
+    ann.c.sha256,
+    sa.type_coerce(ann.c.parameters, sa.Text).label("parameters"),
+    ann.c.covariance,
+    ann.c.spread,
+)
+
+
 def _create_tables(connection: sa.Connection) -> None:
     for table in (runs, segments, vectors, images, failures):
         connection.execute(sa.schema.CreateTable(table))

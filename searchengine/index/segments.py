@@ -51,7 +51,7 @@ def load_segment(path: Path, *, count: int | None, dim: int | None) -> Segment:
         raise IndexFormatError(f"{shown} is missing; {REPAIR}") from None
     except OSError as error:
         raise IndexFormatError(f"{shown} cannot be read: {error.strerror}; {REPAIR}") from None
-    if head[:4] != MAP_NAME:
+    if head[:4] != MAP_NAME[: len(head)]:
         raise IndexFormatError(f"{shown} is no segment of an index; {REPAIR}")
     if len(head) < ROWS_START:
         raise IndexFormatError(f"{shown} cannot be read: it is cut short or damaged; {REPAIR}")
@@ -66,7 +66,8 @@ def load_segment(path: Path, *, count: int | None, dim: int | None) -> Segment:
         )
     (values,) = LENGTH.unpack_from(head, 2 * HEADER.size)
     ids_start = ROWS_START + 4 * count * dim
-    consistent = (rows, flat_dim, metric, values) == (count, dim, INNER_PRODUCT, count * dim)
+    possible = count >= 0 and dim >= 1
+    consistent = possible and (rows, flat_dim, metric, values) == (count, dim, INNER_PRODUCT, count * dim)
     if not consistent or size_bytes != segment_bytes(count=count, dim=dim):
         raise IndexFormatError(f"{shown} cannot be read: it is cut short or damaged; {REPAIR}")
     try:
@@ -76,7 +77,7 @@ def load_segment(path: Path, *, count: int | None, dim: int | None) -> Segment:
     if len(mapped) != size_bytes or LENGTH.unpack(mapped[ids_start : ids_start + LENGTH.size].tobytes()) != (count,):
         raise IndexFormatError(f"{shown} cannot be read: it is cut short or damaged; {REPAIR}")
     matrix: FloatMatrix = np.ndarray((count, dim), np.float32, buffer=mapped, offset=ROWS_START)
-    ids: Ids = np.frombuffer(mapped, np.int64, count, ids_start + LENGTH.size).copy()
+    ids: Ids = np.ndarray(count, np.int64, buffer=mapped, offset=ids_start + LENGTH.size)
     return Segment(file=path.name, matrix=matrix, ids=ids)
 
 

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
+from searchengine.errors import UsageError
 from searchengine.index import exact
 from searchengine.index.allowed import Allowed, RememberedAllowed
 from searchengine.index.ann import Ann
@@ -21,6 +22,9 @@ from searchengine.vectors import FloatMatrix
 
 # Up to so many allowed vectors are compared one by one, in about 4 ms.
 COMPARED_AT_MOST = 16_384
+
+# A few dead vectors are dropped from the candidates, where they are.
+DEAD_SHARE = 0.01
 
 ID_BYTES = 8  # in the table of all vectors, and again beside a code
 
@@ -57,8 +61,9 @@ class Snapshot:
 
     @cached_property
     def _living(self) -> Allowed | None:
-        """All vectors that have a photo; None where all have one."""
-        return Allowed(self.table, self.table.ids) if len(self.table.dead_rows) else None
+        """All vectors that have a photo, where so many have none that it is worth telling FAISS."""
+        many = len(self.table.dead_rows) > DEAD_SHARE * len(self.table)
+        return Allowed(self.table, self.table.ids) if many else None
 
     def rank(self, query: FloatMatrix, *, k: int, among: Ids | None = None) -> tuple[FloatMatrix, Ids]:
         """Scores (k',) and ids (k',) of the nearest vectors to `query` (dim,), k' = min(k, allowed vectors).
@@ -66,7 +71,9 @@ class Snapshot:
         The first j do not depend on k: pages cut from it never overlap. With an `ann`, a photo that a search of less
         depth missed comes later than its score would have it; otherwise scores fall.
         """
-        allowed = None if among is None else self._remembered.get(self.table, among)
+        return self._rank(query, k=k, allowed=self._allowed(among))
+
+    def _rank(self, query: FloatMatrix, *, k: int, allowed: Allowed | None) -> tuple[FloatMatrix, Ids]:
         if self.is_exact(allowed):
             return exact.search(self.table, query[None], k=k, allowed=allowed)[0]
         scores, ids = np.empty(0, np.float32), np.empty(0, np.int64)
@@ -83,15 +90,15 @@ class Snapshot:
 
     def search(self, queries: FloatMatrix, *, k: int, among: Ids | None = None) -> tuple[FloatMatrix, Ids]:
         """The same for each of `queries` (q, dim): scores (q, k'), falling, and ids (q, k')."""
-        allowed = None if among is None else self._remembered.get(self.table, among)
+        allowed = self._allowed(among)
         if self.is_exact(allowed):
             found = exact.search(self.table, queries, k=k, allowed=allowed)
         else:
-            found = [self.rank(query, k=k, among=among) for query in queries]
-        width = min(k, len(self) if allowed is None else len(allowed))
+            found = [self._rank(query, k=k, allowed=allowed) for query in queries]
+        width = min((len(ids) for _, ids in found), default=0)
         scores, ids = np.empty((len(queries), width), np.float32), np.empty((len(queries), width), np.int64)
         for number, (row_scores, row_ids) in enumerate(found):
-            order = np.lexsort((row_ids, -row_scores))
+            order = np.lexsort((row_ids, -row_scores))[:width]
             scores[number], ids[number] = row_scores[order], row_ids[order]
         return scores, ids
 
@@ -100,6 +107,13 @@ class Snapshot:
         """What a search keeps in memory for each vector, beside the pages of segments that the system has room for."""
         ann = self.ann.parameters if self.ann else None
         return ID_BYTES + (ann.code_bytes + ID_BYTES if ann else 0)
+
+    def _allowed(self, among: Ids | None) -> Allowed | None:
+        if among is None:
+            return None
+        if not isinstance(among, np.ndarray) or among.dtype != np.int64 or among.ndim != 1:
+            raise UsageError("`among` must be an array of the ids of vectors, int64 (n,)")
+        return self._remembered.get(self.table, among)
 
     def is_exact(self, allowed: Allowed | None = None) -> bool:
         """Whether a search among `allowed`, or all, compares every vector."""
@@ -112,6 +126,9 @@ class Snapshot:
         if len(fresh):
             rows = np.concatenate([rows, fresh])
             scores = np.concatenate([scores, self.table.scores(query, fresh)])
+        if len(rows) < min(k, len(self) if allowed is None else len(allowed)):
+            # FAISS leaves out codes of the least score there can be, which matters where nearly all are asked for.
+            return exact.search(self.table, query[None], k=k, allowed=allowed)[0]
         return exact.rank(self.table, query, rows, scores, k=k)
 
     def _fresh_rows(self, allowed: Allowed | None) -> Rows:

@@ -21,17 +21,21 @@ ROWS_PER_EXACT_SCORE = 2048
 class VectorTable:
     """The vectors of several segments, one after the other: row r is the vector with id `ids[r]`.
 
-    `dead` are the ids (n,) of vectors of no photo: no search returns them.
+    `dead_rows` are those of vectors of no photo: no search returns them.
     """
 
-    def __init__(self, segments: Sequence[Segment], *, dim: int, dead: Ids = NO_ROWS) -> None:
+    def __init__(self, segments: Sequence[Segment], *, dim: int) -> None:
         self.segments = tuple(segments)
         self.dim = dim
         self.ids: Ids = np.concatenate([NO_ROWS, *(segment.ids for segment in self.segments)])
         self._starts = np.cumsum([0, *(len(segment.ids) for segment in self.segments)])
         self._rising = bool(np.all(self.ids[1:] > self.ids[:-1]))
         self._gapless = self._rising and len(self.ids) > 0 and self.ids[-1] - self.ids[0] == len(self.ids) - 1
-        self.dead_rows: Rows = np.sort(self.rows_of(dead))
+        self.dead_rows: Rows = NO_ROWS
+
+    def bury(self, used: Ids) -> None:
+        """Take all but the vectors `used` for dead."""
+        self.dead_rows = np.flatnonzero(~np.isin(self.ids, used))
 
     def __len__(self) -> int:
         return len(self.ids)
