@@ -57,7 +57,7 @@ class Filters:
             text = getattr(self, name)
             if text is not None and (not isinstance(text, str) or "\0" in text):
                 raise UsageError(f"{name} is {printable(repr(text))}; it must be a text without NUL characters")
-        if self.camera is not None and not self.camera.isprintable():
+        if self.camera is not None and not _is_utf8(self.camera):
             raise UsageError(f"camera is {printable(repr(self.camera))}; give a part of the name of a camera")
         if self.under is not None:
             object.__setattr__(self, "under", os.path.realpath(os.path.expanduser(self.under)))
@@ -86,6 +86,13 @@ class Filters:
     def _key(self) -> tuple[object, ...]:
         """`where` equals only itself: SQLAlchemy's == between expressions is one more expression."""
         return (*(getattr(self, field.name) for field in fields(self) if field.name != "where"), id(self.where))
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        return bool(text.encode()) or not text
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_circle(near: tuple[float, float, float]) -> bool:

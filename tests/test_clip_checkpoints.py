@@ -670,11 +670,12 @@ def test_one_side_of_a_clip_is_refused(weights: Weights, tmp_path: Path) -> None
         b"<!doctype html><title>404</title>",
         b"version https://git-lfs.github.com/spec/v1\noid sha256:40d3\nsize 353976522\n",
         b"PK\x05\x06" + bytes(18),
+        b"PK\x06\x07" + bytes(12) + b"\2\0\0\0PK\x05\x06" + bytes(18),
         b"\x02\x00\x00\x00\x00\x00\x00\x00{}",
         b"\xff" * 100,
         b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
     ],
-    ids=["empty", "jpeg", "html", "pointer", "empty zip", "no tensors", "ones", "old torch.save"],
+    ids=["empty", "jpeg", "html", "pointer", "empty zip", "zip of two disks", "no tensors", "ones", "old torch.save"],
 )
 def test_a_file_that_is_no_checkpoint_is_refused(content: bytes, tmp_path: Path) -> None:
     for name in ("a-openai.pt", "a-openai.safetensors"):

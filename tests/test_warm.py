@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -16,9 +18,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,12 +32,16 @@ from conftest import painted
 from indexer.writer import IndexWriter, NewPhoto
 from searchengine import load_encoder
 from searchengine.cli.queries import SearchRequest, find
-from searchengine.errors import QueryError, UsageError
+from searchengine.cli.warm import _serve_at
+from searchengine.errors import UsageError
 from searchengine.metadata import PhotoMetadata
+from searchengine.models.mini import parts
+from searchengine.models.registry import weights_files
 from searchengine.settings import Settings, load_settings
 from searchengine.stores import StoredPhoto
 from searchengine.warm import client, place, protocol
-from searchengine.warm.place import Place, key_of, make_place, place_for
+from searchengine.warm import server as server_module
+from searchengine.warm.place import Place, is_taken, key_of, make_place, place_for, taken
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = [sys.executable, "-m", "searchengine"]
@@ -42,7 +50,7 @@ TOPICS = "dog cat car tree beach bird cake train boat horse".split()
 # Serves fakes: arguments are an index, seconds until idle and, if any, what each search costs in seconds.
 FAKE_SERVER = textwrap.dedent("""
     import signal, sys, threading, time
-    from searchengine.errors import IndexFormatError, QueryError
+    from searchengine.errors import IndexFormatError, StoreUnusable
     from searchengine.settings import load_settings
     from searchengine.warm.place import key_of, make_place, taken
     from searchengine.warm import server as warm_server
@@ -54,9 +62,11 @@ FAKE_SERVER = textwrap.dedent("""
         time.sleep(search.get("seconds", 0))
         match search.get("then"):
             case "refuse":
-                raise QueryError("no such thing: \\udcff; try another")
+                raise StoreUnusable("too many open files")  # which whoever asked may not lack
             case "break":
                 raise ZeroDivisionError
+            case "change the weights":
+                changed.append(True)
             case "lose the index":
                 raise IndexFormatError("gone")
             case "flood":
@@ -64,11 +74,13 @@ FAKE_SERVER = textwrap.dedent("""
         hit = dict(rank=1, score=0.1, relevance=0.5, id=7, store="local", taken_at=None, width=1, height=2)
         return [{**hit, "path": search["path"]}]
 
+    changed = []
+
     settings = load_settings({"index": sys.argv[1]})
     place = make_place(key_of(settings))
     with taken(place) as free:
         assert free
-        is_current = lambda: key_of(settings) == place.key
+        is_current = lambda: key_of(settings) == place.key and not changed
         server = WarmServer(place, answer=answer, is_current=is_current, idle_seconds=float(sys.argv[2]))
         signal.signal(signal.SIGTERM, lambda *_: server.stop())
         print("ready", flush=True)
@@ -129,22 +141,17 @@ def test_a_name_that_is_no_text_comes_back_as_it_was(server: subprocess.Popen[st
     assert (hits[0].path, hits[0].score, hits[0].taken_at) == ("/ü/\udcff\n\U0001f600", 0.1, None)
 
 
-def test_an_error_of_the_search_is_raised_as_it_is(server: subprocess.Popen[str], settings: Settings) -> None:
-    with pytest.raises(QueryError) as error:
-        client.ask({"then": "refuse"}, settings)
-    assert type(error.value) is QueryError
-    assert str(error.value) == "no such thing: \udcff; try another"
-    assert error.value.exit_code == 2
-
-
 def test_what_it_cannot_answer_is_left_to_who_asked(server: subprocess.Popen[str], settings: Settings) -> None:
-    assert client.ask({"then": "break"}, settings) is None
-    assert client.ask({"then": "flood"}, settings) is None
+    for then in ("refuse", "break", "flood"):
+        assert client.ask({"then": then}, settings) is None
     assert client.ask({"path": "x"}, settings) is not None
 
 
-def test_it_ends_when_its_index_is_of_no_use(server: subprocess.Popen[str], settings: Settings) -> None:
-    assert client.ask({"then": "lose the index"}, settings) is None
+@pytest.mark.parametrize("then", ["lose the index", "change the weights"])
+def test_it_ends_when_what_it_answers_from_is_of_no_use(
+    server: subprocess.Popen[str], settings: Settings, then: str
+) -> None:
+    assert client.ask({"then": then, "path": "x"}, settings) is None
     assert server.wait(5) == 0
     assert os.listdir(own_place(settings).folder) == []
 
@@ -293,11 +300,6 @@ GREETING = b"the right greeting"
         [GREETING, frame('{"hits": 7}')],
         [GREETING, frame('{"hits": [7]}')],
         [GREETING, frame('{"hits": [{"rank": 1}]}')],
-        [GREETING, frame('{"error": "no such error", "message": "x"}')],
-        [GREETING, frame('{"error": "annotations", "message": "x"}')],
-        [GREETING, frame('{"error": "__name__", "message": "x"}')],
-        [GREETING, frame('{"error": 7, "message": "x"}')],
-        [GREETING, frame('{"error": "QueryError"}')],
     ],
 )
 def test_whatever_else_is_said_on_the_socket_is_no_answer(settings: Settings, says: list[bytes]) -> None:
@@ -346,6 +348,70 @@ def test_where_no_folder_will_do_the_reasons_are_told(settings: Settings, monkey
     key = key_of(settings)
     assert key is not None
     assert place_for(key) is None
+
+
+def test_without_a_home_nobody_is_asked_and_nobody_started(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home(*_: object, **__: object) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    started: list[Settings] = []
+    monkeypatch.setattr(client, "_start", started.append)
+    client.start_for_the_next(replace(settings, warm="auto"))
+    assert len(started) == 1
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    for user_cache_path in (no_home, lambda *_, **__: Path("~/.cache/searchengine")):
+        monkeypatch.setattr("platformdirs.user_cache_path", user_cache_path)
+        assert client.ask({"path": "x"}, settings) is None
+        client.start_for_the_next(replace(settings, warm="auto"))
+        with pytest.raises(UsageError, match=r"\(there is no home folder\)"):
+            own_place(settings)
+    assert len(started) == 1
+
+
+def test_who_looks_whether_one_is_on_its_way_hinders_none(settings: Settings) -> None:
+    own = own_place(settings)
+    assert not is_taken(own.lock)
+    assert os.listdir(own.folder) == []
+    with open(own.lock, "w") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.05, fcntl.flock, [looking, fcntl.LOCK_UN]).start()
+        with taken(own) as is_still_ours:
+            assert is_still_ours and is_still_ours()
+            assert is_taken(own.lock)
+    assert os.listdir(own.folder) == []
+
+
+def test_one_that_does_not_listen_yet_is_called_off_and_another_can_take_its_place(settings: Settings) -> None:
+    own = own_place(settings)
+    with ExitStack() as second_ends:
+        with taken(own) as first:
+            assert first and first()
+            assert list(client.stop_all()) == [(None, False)]
+            assert not first()
+            second = second_ends.enter_context(taken(own))
+            assert second and second() and not first()
+        assert second(), "the end of the first is not that of the second"
+    assert os.listdir(own.folder) == []
+    assert list(client.stop_all()) == []
+
+
+def test_where_no_more_files_may_be_open_the_server_waits(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = server_module.WarmServer(
+        own_place(settings), answer=lambda _: [], is_current=lambda: True, idle_seconds=60
+    )
+    waits: list[float] = []
+
+    def accept(number: int) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as context:
+        context.setattr(server_module.time, "sleep", waits.append)
+        for number in (errno.EAGAIN, errno.EMFILE):
+            context.setattr(server, "_listener", SimpleNamespace(accept=partial(accept, number)))
+            server._accept()
+            assert len(waits) == (number == errno.EMFILE)
+    server.stop()
+    server.run()
 
 
 # -- its end ---------------------------------------------------------------------------------------------------
@@ -558,6 +624,34 @@ def test_who_asks_loads_nothing_heavy_and_new_photos_are_seen(
         assert (stopped.code, stopped.lines) == (0, [{"pid": process.pid, "answered": True}])
         assert process.wait(5) == 0
         assert "no warm process" in cli("warm", "--stop").err
+
+
+def test_it_is_current_only_as_long_as_its_weights_are_what_they_were(
+    library_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "weights"
+    current: list[bool] = []
+
+    class Server:
+        def __init__(self, place: Place, *, is_current: Callable[[], bool], **_: object) -> None:
+            self.is_current = is_current
+
+        def run(self) -> None:
+            current.append(self.is_current())
+            weights.write_bytes(b"12")  # in place
+            current.append(self.is_current())
+            weights.unlink()
+            current.append(self.is_current())
+
+    assert parts.paths()[1] in weights_files("mini", models_folder=tmp_path)
+    monkeypatch.setattr("searchengine.models.registry.weights_files", lambda *_, **__: [weights])
+    monkeypatch.setattr(server_module, "WarmServer", Server)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    settings = load_settings()
+    for is_still_ours in (lambda: True, lambda: False):
+        weights.write_bytes(b"1")
+        _serve_at(own_place(settings), settings, is_still_ours=is_still_ours, as_json=True)
+    assert current == [True, False, False]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

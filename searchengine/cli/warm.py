@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -35,7 +36,7 @@ INTERRUPTED = 130
     help="End when no search has come for so long [default: the setting warm_idle_seconds, 600].",
 )
 @click.option("--status", is_flag=True, help="Show the warm processes that run.")
-@click.option("--stop", is_flag=True, help="End all of them.")
+@click.option("--stop", is_flag=True, help="End all of them; one that is still loading ends when it has loaded.")
 @json_option
 def command(
     index: str | None, device: str | None, idle_seconds: int | None, status: bool, stop: bool, as_json: bool
@@ -46,9 +47,10 @@ def command(
     themselves, in a fraction of the time: most of a search is loading. New photos are seen as soon as they are
     committed. It reads the index only, so nothing waits for it.
 
-    It runs until no search has come for --idle-seconds, until Ctrl-C or --stop, or until the index is gone. One
-    process serves one index, on one device, for this version of the program; any other search does without it, as it
-    does when the process hangs or died. It takes the memory of the encoder and of what it has read of the index.
+    It runs until no search has come for --idle-seconds, until Ctrl-C or --stop, or until the index is gone or the
+    encoder's weights have changed. One process serves one index, on one device, for this version of the program; any
+    other search does without it, as it does when the process hangs or died. It takes the memory of the encoder and of
+    what it has read of the index.
 
     The setting `warm` (SEARCHENGINE_WARM, or config.toml) tells searches what to do: `use` (the default) asks a process
     that runs; `auto` also starts one in the background after the first search; `off` does neither.
@@ -76,19 +78,23 @@ def _serve(settings: Settings, *, as_json: bool) -> int:
         read_identity(settings.index_folder)  # tells what is wrong with it
         raise UsageError(f"the index at {printable(str(settings.index_folder))} is changing; try again")
     place = make_place(key)
-    with taken(place) as free:
-        if not free:
+    with taken(place) as is_still_ours:
+        if is_still_ours is None:
             raise UsageError("a warm process for this index runs already; `searchengine warm --status` shows it")
-        return _serve_at(place, settings, as_json=as_json)
+        return _serve_at(place, settings, is_still_ours=is_still_ours, as_json=as_json)
 
 
-def _serve_at(place: Place, settings: Settings, *, as_json: bool) -> int:
+def _serve_at(place: Place, settings: Settings, *, is_still_ours: Callable[[], bool], as_json: bool) -> int:
     from searchengine.cli.queries import SearchRequest, answer
+    from searchengine.models.hashes import state_of
+    from searchengine.models.registry import weights_files
     from searchengine.search import Searcher
     from searchengine.warm.place import key_of
     from searchengine.warm.server import WarmServer
 
     with open_for_reading(settings) as opened:
+        weights = weights_files(opened.identity.encoder, models_folder=settings.models_folder)
+        states = [state_of(file) for file in weights]  # before they are mapped
         searcher = Searcher(opened, encoder_of(opened, settings))
         # What is loaded on first use is used once, so that the first who asks need not wait for it.
         answer(SearchRequest(texts=("a photo",)), searcher)
@@ -100,10 +106,17 @@ def _serve_at(place: Place, settings: Settings, *, as_json: bool) -> int:
             # The newest state is taken even if nobody asks, for the files of the last one may be deleted, and take
             # their space on the disk as long as they are mapped.
             try:
-                return key_of(settings) == place.key and opened.snapshot() is not None
-            except SearchEngineError:
+                return (
+                    key_of(settings) == place.key
+                    and [state_of(file) for file in weights] == states
+                    and opened.snapshot() is not None
+                )
+            except (OSError, SearchEngineError):
                 return False
 
+        if not is_still_ours():
+            notice("it was told to end while it was loading")
+            return 0
         server = WarmServer(
             place,
             answer=hits_of,
@@ -152,6 +165,8 @@ def _stop(*, as_json: bool) -> None:
     for pid, answered in stopped:
         if as_json:
             click.echo(json.dumps({"pid": pid, "answered": answered}))
+        elif pid is None:
+            notice("one that does not tell its process id was told to end; if it is still loading, it first does that")
         else:
             notice(f"process {pid} ends" if answered else f"process {pid} does not answer; it was sent SIGTERM")
     if not stopped and not as_json:

@@ -114,6 +114,12 @@ def find_weights(name: str, *, models_folder: Path | None) -> Path:
     )
 
 
+def weights_files(name: str, *, models_folder: Path | None) -> list[Path]:
+    """The files of weights that the encoder `name` reads, and may keep mapped. Raises ModelNotFound."""
+    file = find_weights(name, models_folder=models_folder)
+    return [file, *parts.paths()] if is_mini_heads(file) else [file]
+
+
 def is_mini_heads(file: Path) -> bool:
     """Whether `file` says that it holds projection heads for mini; it may still be damaged."""
     from searchengine.models.mini.heads import FORMAT

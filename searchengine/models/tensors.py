@@ -20,6 +20,8 @@ Bytes = NDArray[np.uint8]
 
 # Headers of CLIPs have about 100 bytes a tensor.
 MAX_HEADER_BYTES = 4 * 2**20
+# Convolutions have four.
+MAX_DIMENSIONS = 8
 
 
 class NumberFormat(Enum):
@@ -96,12 +98,16 @@ class _Entry:
     """Where a tensor lies: bytes `begin` to `end` of the data."""
 
     def __init__(self, entry: dict[str, Any]) -> None:
-        self.dtype = str(entry["dtype"])
+        self.dtype = str(entry["dtype"])[:16]
         self.format = SAFETENSORS_FORMATS.get(self.dtype)
         self.shape: tuple[int, ...] = tuple(entry["shape"])
         self.begin, self.end = entry["data_offsets"]
-        if not all(type(n) is int and n >= 0 for n in (*self.shape, self.begin, self.end)) or self.begin > self.end:
-            raise ValueError(f"its header tells of a tensor at {self.begin!r} to {self.end!r}")
+        if len(self.shape) > MAX_DIMENSIONS:  # their product takes its time
+            raise ValueError(f"its header tells of {len(self.shape):,} dimensions, more than {MAX_DIMENSIONS}")
+        if not all(type(n) is int and 0 <= n < 2**63 for n in (*self.shape, self.begin, self.end)):
+            raise ValueError("its header has, for a size or a place, what is no integer from 0 to 2**63 - 1")
+        if self.begin > self.end:
+            raise ValueError(f"its header tells of a tensor at {self.begin} to {self.end}")
         if self.format and self.end - self.begin != math.prod(self.shape) * self.format.size_bytes:
             raise ValueError(
                 f"its header gives {self.end - self.begin} bytes to {self.dtype} of shape {list(self.shape)}"

@@ -12,16 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from searchengine import errors
+from searchengine.errors import UsageError
 from searchengine.hits import Hit
 from searchengine.warm.place import (
     Key,
     Place,
-    is_supported,
+    call_off,
+    is_taken,
     key_of,
+    make_place,
     place_for,
     private_folders,
-    taken,
     what_is_wrong_with,
 )
 
@@ -48,7 +49,7 @@ def ask(search: Mapping[str, Any], settings: Settings, *, files: Sequence[str] =
     """The hits of a search, or None where no warm process answers it.
 
     `search` holds values for JSON, `files` are the absolute paths in it, which must mean the same to both processes.
-    Raises the SearchEngineError that the search itself would raise.
+    A search that fails there is none that was answered: whoever asks meets the error itself.
     """
     if settings.warm == "off":
         return None
@@ -59,16 +60,9 @@ def ask(search: Mapping[str, Any], settings: Settings, *, files: Sequence[str] =
         request = {"do": "answer", "search": search, "files": {path: identity_of_file(path) for path in files}}
         with _connected(place.socket) as connection:
             reply = _exchange(connection, request, key=place.key, seconds=ANSWER_SECONDS)
-        if "hits" in reply:
-            return [Hit(**fields) for fields in reply["hits"]]
-        if "error" not in reply:
-            return None
-        error = getattr(errors, reply["error"])(reply["message"])
-        if not isinstance(error, errors.SearchEngineError):
-            return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return [Hit(**fields) for fields in reply["hits"]] if "hits" in reply else None
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    raise error
 
 
 def start_for_the_next(settings: Settings) -> None:
@@ -76,31 +70,41 @@ def start_for_the_next(settings: Settings) -> None:
 
     It shares nothing with this process: no terminal, no open file, no session. Where it cannot run, it ends unseen.
     """
-    if settings.warm != "auto" or not is_supported():
+    if settings.warm != "auto":
         return
-    with suppress(OSError):
-        if not _is_on_its_way(settings):
+    with suppress(OSError, UsageError):  # UsageError: it could listen nowhere
+        key = key_of(settings)
+        if key is not None and not is_taken(make_place(key).lock):
             _start(settings)
 
 
 def all_running() -> Iterator[dict[str, Any]]:
     """What each warm process of this user says of itself; of one that does not answer, `pid` alone."""
-    for connection in _connections():
+    for _, connection in _connections():
         pid = _pid(connection)
         yield _told(connection, {"do": "status"}).get("status") or {"pid": pid}
 
 
 def stop_all() -> Iterator[tuple[int | None, bool]]:
-    """End each warm process of this user; gives (process id, whether it answered). Any other is sent SIGTERM."""
+    """End each warm process of this user; gives (process id, whether it answered).
+
+    One that does not answer is sent SIGTERM. One that does not listen yet, whose id nobody tells, is called off: it
+    ends when it has loaded.
+    """
     import signal
 
-    for connection in _connections():
+    listening = set()
+    for path, connection in _connections():
+        listening.add(path)
         pid = _pid(connection)
         answered = bool(_told(connection, {"do": "stop"}))
         if not answered and pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         yield pid, answered
+    for lock in _files(".lock"):
+        if f"{lock.removesuffix('.lock')}.sock" not in listening and call_off(lock):
+            yield None, False
 
 
 def identity_of_file(path: str) -> list[int]:
@@ -114,14 +118,6 @@ def identity_of_file(path: str) -> list[int]:
 def _place(settings: Settings) -> Place | None:
     key = key_of(settings)
     return place_for(key) if key else None
-
-
-def _is_on_its_way(settings: Settings) -> bool:
-    place = _place(settings)
-    if place is None:
-        return False
-    with taken(place) as free:
-        return not free
 
 
 def _start(settings: Settings) -> None:
@@ -144,14 +140,18 @@ def _start(settings: Settings) -> None:
     )
 
 
-def _connections() -> Iterator[socket.socket]:
-    """To each socket of this user's that somebody listens on."""
+def _connections() -> Iterator[tuple[str, socket.socket]]:
+    """Each socket of this user's that somebody listens on: its path, and a connection to it."""
+    for path in _files(".sock"):
+        with suppress(OSError), _connected(path) as connection:
+            yield path, connection
+
+
+def _files(suffix: str) -> Iterator[str]:
+    """Of the folders that may hold sockets."""
     for folder in private_folders():
         if not what_is_wrong_with(folder):
-            for name in sorted(os.listdir(folder)):
-                if name.endswith(".sock"):
-                    with suppress(OSError), _connected(os.path.join(folder, name)) as connection:
-                        yield connection
+            yield from (os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(suffix))
 
 
 @contextmanager

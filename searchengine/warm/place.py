@@ -6,9 +6,11 @@ import json
 import os
 import stat
 import sys
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from searchengine import __version__
@@ -26,6 +28,8 @@ except ImportError:  # Windows
 # What the kernel takes, less the NUL byte at its end (unix(7)).
 MAX_PATH_BYTES = 107 if sys.platform == "linux" else 103
 NAME_BYTES = len("00000000.sock")
+# Far longer than anybody looks whether a place is taken.
+LOOK_SECONDS = 0.2
 
 Key = dict[str, str]
 
@@ -91,7 +95,8 @@ def make_place(key: Key) -> Place:
         if not wrong:
             return Place(key, folder)
         reasons.append(f"{printable(folder)} {wrong}")
-    raise UsageError(f"a warm process has no folder for its socket ({'; '.join(reasons)}); set XDG_RUNTIME_DIR")
+    why = "; ".join(reasons) or "there is no home folder"
+    raise UsageError(f"a warm process has no folder for its socket ({why}); set XDG_RUNTIME_DIR")
 
 
 def private_folders() -> Iterator[str]:
@@ -101,7 +106,10 @@ def private_folders() -> Iterator[str]:
         yield os.path.join(runtime, "searchengine")
     import platformdirs
 
-    yield os.path.join(platformdirs.user_cache_path("searchengine", appauthor=False), "warm")
+    with suppress(RuntimeError):  # this user has no home
+        cache = platformdirs.user_cache_path("searchengine", appauthor=False)
+        if cache.is_absolute():  # some versions leave the ~ there instead
+            yield os.path.join(cache, "warm")
 
 
 def what_is_wrong_with(folder: str) -> str | None:
@@ -122,26 +130,63 @@ def what_is_wrong_with(folder: str) -> str | None:
 
 
 @contextmanager
-def taken(place: Place) -> Iterator[bool]:
-    """Tries to be the one process of `place`; gives whether it is. The kernel's lock ends with the process."""
+def taken(place: Place) -> Iterator[Callable[[], bool] | None]:
+    """Tries to be the one process of `place`; gives None if another is, else a function that tells whether it still is.
+
+    The kernel's lock ends with the process. Deleting the file calls it off, which needs no process id.
+    """
+    deadline = time.monotonic() + LOOK_SECONDS
     while True:
         lock = os.open(place.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                yield False
+                if time.monotonic() < deadline:
+                    time.sleep(LOOK_SECONDS / 10)
+                    continue
+                yield None
                 return
             if not _is_file(lock, place.lock):  # whoever had it deleted it meanwhile
                 continue
             try:
-                yield True
+                yield partial(_is_file, lock, place.lock)
             finally:
-                with suppress(FileNotFoundError):
-                    os.unlink(place.lock)
+                if _is_file(lock, place.lock):
+                    with suppress(FileNotFoundError):  # it is being called off
+                        os.unlink(place.lock)
             return
         finally:
             os.close(lock)
+
+
+def is_taken(lock_path: str) -> bool:
+    """Whether some process is the one of a place, or about to be; raises OSError where that cannot be found out.
+
+    To look is to hold the lock for a moment, which is why `taken` tries for longer than that.
+    """
+    try:
+        lock = os.open(lock_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def call_off(lock_path: str) -> bool:
+    """End whichever process is about to be the one of a place; gives whether there is one."""
+    try:
+        called_off = is_taken(lock_path)
+        if called_off:
+            os.unlink(lock_path)
+    except OSError:
+        return False
+    return called_off
 
 
 def _is_own(folder: str) -> bool:

@@ -5,7 +5,6 @@ says who it is, the `key` of its place, so that nobody is answered by the wrong 
 answer, and that is all:
 
     {"do": "answer", "search": {...}, "files": {...}}   {"hits": [...]}
-                                                        {"error": "QueryError", "message": "..."}
                                                         {"declined": true}       find out for yourself
     {"do": "status"}                                    {"status": {...}}
     {"do": "stop"}                                      {"stopping": true}

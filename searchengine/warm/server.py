@@ -1,7 +1,7 @@
 """The warm process itself: it listens, answers each who asks on a thread of its own, and ends when it is of no use.
 
 That is when no search has come for `idle_seconds`, when it is told to (a request, `stop`), when the index is gone or
-another one has its place, and when its socket is gone, so that nobody could find it.
+another one has its place, when weights have changed, and when its socket is gone, so that nobody could find it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from searchengine.errors import IndexUnusable, ModelUnusable, SearchEngineError
+from searchengine.errors import IndexUnusable, ModelUnusable
 from searchengine.warm import protocol
 from searchengine.warm.client import identity_of_file
 from searchengine.warm.place import Place
@@ -94,7 +94,10 @@ class WarmServer:
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.accept()
-        except OSError:  # whoever it was has gone
+        except BlockingIOError:  # whoever it was has gone
+            return
+        except OSError:  # no more files may be open: whoever it is still waits, and selecting would not
+            time.sleep(0.05)
             return
         client = threading.Thread(target=self._serve, args=(connection,), daemon=True)
         try:
@@ -143,13 +146,15 @@ class WarmServer:
                     return DECLINED
                 if any(identity_of_file(path) != known for path, known in files.items()):
                     return DECLINED
-                return {"hits": self._answer(search)}
+                hits = self._answer(search)
+                if not self._is_current():  # what was mapped may have changed meanwhile
+                    self.stop()
+                    return DECLINED
+                return {"hits": hits}
             except (IndexUnusable, ModelUnusable):
                 self.stop()
                 return DECLINED
-            except SearchEngineError as error:
-                return {"error": type(error).__name__, "message": str(error)}
-            except Exception:  # whoever asked meets it in its own process, where it can be shown
+            except Exception:  # it may lie with this process alone; whoever asked finds out, and can show it
                 return DECLINED
 
     @contextmanager

@@ -105,11 +105,9 @@ class Checkpoint:
         return self._tensors(self._naming.text, self._naming.text_blocks, self.config.text_shapes(), as_stored)
 
     def _open(self) -> Source:
-        if zipfile.is_zipfile(self.path):
-            return Archive(self.path)
         try:
-            return SafetensorsFile(self.path)
-        except (OSError, ValueError) as error:
+            return Archive(self.path) if zipfile.is_zipfile(self.path) else SafetensorsFile(self.path)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise WeightsError(
                 f"{printable(str(self.path))} cannot be used as weights: it is cut short, damaged, or neither "
                 f"safetensors nor a zip of torch's ({printable(str(error))}); fetch it again, or save it anew with a "

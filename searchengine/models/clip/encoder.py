@@ -6,7 +6,6 @@ A text is run only as far as its end-of-text token: attention is causal, so what
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -61,7 +60,8 @@ class ClipEncoder:
         self.precision = precision
         self._weights_file, self._device, self._sha256 = weights_file, device, sha256
         self._hashes_folder = hashes_folder
-        self._known_texts: dict[Tokens, FloatMatrix] = {}
+        # What numpy's tower gave (True) and what torch's did (False).
+        self._known_texts: dict[bool, dict[Tokens, FloatMatrix]] = {True: {}, False: {}}
 
     # Of OpenAI's ViT-B/32, by 1,296 texts and 18 photos whose vectors were published (tests/test_clip_golden.py).
     usual_scores = UsualScores(centre=0.192, spread=0.017)
@@ -91,12 +91,14 @@ class ClipEncoder:
         if not texts:
             return np.empty((0, self.dim), dtype=np.float32)
         tokens = [self._tokens(text, truncate=truncate) for text in texts]
-        rows = {text: self._known_texts[text] for text in set(tokens) if text in self._known_texts}
+        by_numpy = self._is_for_numpy(len(texts))
+        known = self._known_texts[by_numpy]
+        rows = {text: known[text] for text in set(tokens) if text in known}
         if unknown := set(tokens) - rows.keys():
-            tower = self._tower_for(len(unknown))
+            tower = self._numpy_text_tower if by_numpy else self._text_tower
             for batch in _bucketed(unknown):
                 rows.update(zip(batch, normalise(tower.encode(batch)), strict=True))
-        self._remember(rows)
+        self._remember(rows, by_numpy=by_numpy)
         return np.stack([rows[text] for text in tokens])
 
     def encode_images(self, images: Sequence[ImageSource]) -> FloatMatrix:
@@ -112,28 +114,25 @@ class ClipEncoder:
             return np.empty((0, self.dim), dtype=np.float32)
         return normalise(self._image_tower.encode(pixels))
 
-    def _tower_for(self, texts: int) -> TextTower | text_numpy.TextTower:
-        """numpy's for a few texts, where torch would have to be imported for them; their vectors differ by 1e-6.
+    def _is_for_numpy(self, texts: int) -> bool:
+        """Whether texts are few enough to be encoded without torch; the vectors of the two differ by 1e-6.
 
-        Only in fp32 on a CPU: an index that another precision made is searched in that, which only torch has. Where a
-        GPU would be chosen by itself, a few texts are sooner encoded on the CPU than torch finds it. What is loaded
-        once is used again, also when torch comes later.
+        Only in fp32 on a CPU: an index that another precision made is searched in that, which only torch has. With the
+        device `auto` that is so beside a GPU, too, where photos and many texts go: a few are encoded on the CPU sooner
+        than torch finds it. Nothing else matters, so that a text has the same vector in every process.
         """
-        wanted = self.precision == "fp32" and self._device in ("auto", "cpu") and texts <= FEW_TEXTS
-        loaded = vars(self)
-        if wanted and "_text_tower" not in loaded and ("_numpy_text_tower" in loaded or "torch" not in sys.modules):
-            return self._numpy_text_tower
-        return self._text_tower
+        return self.precision == "fp32" and self._device in ("auto", "cpu") and texts <= FEW_TEXTS
 
     def _tokens(self, text: str, *, truncate: bool) -> Tokens:
         tokens = self._tokenizer.encode(text, truncate=truncate)
         return tuple(tokens[: tokens.index(EOT) + 1])  # a text may spell out an earlier one
 
-    def _remember(self, rows: dict[Tokens, FloatMatrix]) -> None:
-        if len(self._known_texts) + len(rows) > CACHED_TEXTS:
-            self._known_texts = {}
+    def _remember(self, rows: dict[Tokens, FloatMatrix], *, by_numpy: bool) -> None:
+        known = self._known_texts[by_numpy]
+        if len(known) + len(rows) > CACHED_TEXTS:
+            known = self._known_texts[by_numpy] = {}  # another thread may read the old one
         if len(rows) <= CACHED_TEXTS:
-            self._known_texts |= rows
+            known.update(rows)
 
     @cached_property
     def _tokenizer(self) -> ClipTokenizer:

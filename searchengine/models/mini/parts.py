@@ -60,6 +60,11 @@ def missing() -> list[Part]:
     return [part for part in ALL if _find(part) is None]
 
 
+def paths() -> list[Path]:
+    """The files of the parts that are installed."""
+    return [path for part in ALL if (path := _find(part)) is not None]
+
+
 def size_bytes() -> int:
     return sum(part.size_bytes for part in ALL)
 
