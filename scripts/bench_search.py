@@ -12,8 +12,8 @@ The vectors are told in bench_search_data.py, the contenders in bench_search_con
   fifth. x flat, x ivf: how many times as fast it is as faiss flat and as ours ivf, within a round, then the median of
   all rounds. Standing contenders (numpy, faiss flat, ours) take turns; so does each peer with faiss flat and ours ivf.
 - recall@k: the share of the k best by float64 that an answer of k has. Rows whose scores differ by 1e-6 are equal.
-- filters: a bitmap, made beforehand, for faiss flat; rising ids, as SQL gives them, for ours. A folder is a sixteenth
-  or so of the vectors that is alike: queries search their own, and all but their own.
+- filters: a bitmap, made beforehand, for faiss flat; ids, as `Index.vector_ids` gives them, for ours. A folder
+  is a sixteenth or so of the vectors that is alike: queries search their own, and all but their own.
 
 Threads are bounded by OpenMP, by the peers' own arguments, by threadpoolctl for BLAS where it is installed, and by
 letting the process run on as many cores only. The goals were set for 1,000,000 vectors, and are judged at any size.

@@ -235,7 +235,8 @@ class Ours(Contender):
         return self.index.search(queries, k=k)[1] - 1
 
     def search_among(self, queries: FloatMatrix, k: int, ids: Ids) -> Ids:
-        """Only among the vectors of these ids, which rise, as those do that SQL finds."""
+        """Only among the vectors of these ids, as SQL finds them: rising, and remembered while the filter stays."""
+        ids.flags.writeable = False
         return self.index.search(queries, k=k, among=ids)[1] - 1
 
 

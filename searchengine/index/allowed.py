@@ -26,7 +26,8 @@ class Allowed:
     def __init__(self, table: VectorTable, ids: Ids) -> None:
         rows = table.rows_of(ids)
         self._table = table
-        self.rows: Rows = np.unique(rows[~table.is_dead(rows)])
+        rows = rows[~table.is_dead(rows)]
+        self.rows: Rows = rows if np.all(rows[1:] > rows[:-1]) else np.unique(rows)
         self._matrix: FloatMatrix | None = None
         self._used = 0
         # How many of them are in each list of an `Ann`, which keeps it here.

@@ -160,7 +160,9 @@ class Ann:
         expected[first] = 0
         order = np.argsort(-expected)
         left = np.cumsum(expected[order][::-1])[::-1]  # expected in the lists from here on
-        probe.read(order[: int(np.count_nonzero(left > miss * k))])
+        # What a filter leaves is not spread over the lists as all vectors are, so more may be missed than is expected.
+        share = miss if allowed is None else miss / 4
+        probe.read(order[: int(np.count_nonzero(left > share * k))])
         return probe.scored()
 
     def scores_by_code(self, query: FloatMatrix, *, count: int) -> tuple[FloatMatrix, Ids]:

@@ -6,6 +6,8 @@ float64.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,9 +20,10 @@ from searchengine.vectors import FloatMatrix
 # More than what float32 rounds in an inner product of unit vectors of some thousand dimensions.
 ROUNDING = 1e-5
 
-ROWS_PER_BLOCK = 8192
+ROWS_PER_BLOCK = 4096
 QUERIES_PER_BLOCK = 128
 SCORES_PER_CHUNK = 128
+LEAST = -10.0  # below any inner product of unit vectors
 
 # Above this share of allowed vectors, reading all of them one after the other is faster than picking.
 DENSE = 0.4
@@ -63,90 +66,72 @@ def rank(table: VectorTable, query: FloatMatrix, rows: Rows, scores: FloatMatrix
 
 
 def _scan_one(table: VectorTable, query: FloatMatrix, hidden: Rows, *, k: int) -> tuple[FloatMatrix, Ids]:
-    found = _Found(k)
+    found = _Found(1, k=k)
     for start, block in table.blocks(max(1, len(table))):
         scores = inner_products(block, query)
         scores[_within(hidden, start, len(block))] = -np.inf
-        found.add(start, scores, floor_of(scores[None], k=k)[0])
-    return rank(table, query, *found.all(), k=k)
+        found.add(start, scores[None])
+    ((rows, scores),) = found.of_each()
+    return rank(table, query, rows, scores, k=k)
 
 
 def _scan_many(table: VectorTable, queries: FloatMatrix, hidden: Rows, *, k: int) -> list[tuple[FloatMatrix, Ids]]:
     """A product of matrices by the block, which stays in the processor's cache."""
-    found = [_Found(k) for _ in queries]
+    found = _Found(len(queries), k=k)
     aligned = np.empty((ROWS_PER_BLOCK, table.dim), np.float32)
-    products = np.empty((len(queries), ROWS_PER_BLOCK), np.float32)
+    products = np.empty(len(queries) * ROWS_PER_BLOCK, np.float32)
     for start, block in table.blocks(ROWS_PER_BLOCK):
-        count = len(block)
-        np.copyto(aligned[:count], block)
-        scores = np.matmul(queries, aligned[:count].T, out=products[:, :count] if count == ROWS_PER_BLOCK else None)
-        scores[:, _within(hidden, start, count)] = -np.inf
-        for one, row, floor in zip(found, scores, floor_of(scores, k=k), strict=True):
-            one.add(start, row, floor)
-    return [rank(table, query, *one.all(), k=k) for query, one in zip(queries, found, strict=True)]
+        np.copyto(aligned[: len(block)], block)
+        scores = np.matmul(
+            queries, aligned[: len(block)].T, out=products[: len(queries) * len(block)].reshape(len(queries), -1)
+        )
+        scores[:, _within(hidden, start, len(block))] = -np.inf
+        found.add(start, scores)
+    return [rank(table, query, *one, k=k) for query, one in zip(queries, found.of_each(), strict=True)]
 
 
 def _pick_many(table: VectorTable, queries: FloatMatrix, allowed: Allowed, *, k: int) -> list[tuple[FloatMatrix, Ids]]:
-    found = [_Found(k) for _ in queries]
+    found = _Found(len(queries), k=k)
     for start in range(0, len(allowed.rows), ROWS_PER_BLOCK):
         some = slice(start, start + ROWS_PER_BLOCK)
         block = allowed.matrix()[some] if allowed.keeps_matrix else table.gather(allowed.rows[some])
-        scores = queries @ block.T
-        for one, row, floor in zip(found, scores, floor_of(scores, k=k), strict=True):
-            one.add(start, row, floor)
-    places = [one.all() for one in found]
+        found.add(start, queries @ block.T)
     return [
-        rank(table, query, allowed.rows[rows], scores, k=k)
-        for query, (rows, scores) in zip(queries, places, strict=True)
+        rank(table, query, allowed.rows[places], scores, k=k)
+        for query, (places, scores) in zip(queries, found.of_each(), strict=True)
     ]
 
 
 class _Found:
-    """The best rows so far: at least the k best, and all that float32 cannot tell from them."""
+    """For each of some queries the best rows so far: the k best, and all that float32 cannot tell from them."""
 
-    def __init__(self, k: int) -> None:
+    def __init__(self, queries: int, *, k: int) -> None:
         self._k = k
-        self._floor = np.float32(-np.inf)
-        self._rows: list[Rows] = []
-        self._scores: list[FloatMatrix] = []
-        self._held = 0
+        # The k-th largest of the largest of each chunk is at most the k-th best of all, and near it.
+        self._largest = np.empty((queries, 0), np.float32)
+        self._hits: list[tuple[NDArray[np.int64], Rows, FloatMatrix]] = []
 
-    def add(self, start: int, scores: FloatMatrix, floor: np.float32) -> None:
-        """`floor` is at most the k-th best of `scores`, which belong to the rows from `start` on."""
-        self._floor = max(self._floor, floor)
-        places = np.flatnonzero(scores >= self._floor - ROUNDING) if self._floor > -np.inf else _finite(scores)
-        self._rows.append(places + start)
-        self._scores.append(scores[places])
-        self._held += len(places)
-        if self._held > 4 * self._k + 4 * SCORES_PER_CHUNK:
-            self._shrink()
+    def add(self, start: int, scores: FloatMatrix) -> None:
+        """`scores` (queries, n) are of the rows from `start` on; -inf are no hits."""
+        count = scores.shape[1]
+        chunk = max(1, min(SCORES_PER_CHUNK, count // (2 * self._k)))
+        chunks = scores[:, : count // chunk * chunk].reshape(len(scores), -1, chunk)
+        largest = np.concatenate([self._largest, np.nan_to_num(np.fmax.reduce(chunks, axis=2), nan=-np.inf)], axis=1)
+        if largest.shape[1] > self._k:
+            largest = np.partition(largest, -self._k, axis=1)[:, -self._k :]
+        self._largest = largest
+        floors = largest.min(axis=1) if largest.shape[1] == self._k else np.full(len(scores), -np.inf, np.float32)
+        hits = scores >= (np.maximum(floors, LEAST) - ROUNDING)[:, None]
+        queries, columns = np.divmod(np.flatnonzero(hits), count)
+        self._hits.append((queries, columns + start, scores[queries, columns]))
 
-    def _shrink(self) -> None:
-        rows, scores = self.all()
-        if len(rows) > self._k:
-            self._floor = max(self._floor, np.partition(scores, -self._k)[-self._k])
-            kept = scores >= self._floor - ROUNDING
-            rows, scores = rows[kept], scores[kept]
-        self._rows, self._scores, self._held = [rows], [scores], 0
-
-    def all(self) -> tuple[Rows, FloatMatrix]:
-        return np.concatenate([NO_ROWS, *self._rows]), np.concatenate([NO_SCORES, *self._scores])
-
-
-def floor_of(scores: FloatMatrix, *, k: int) -> FloatMatrix:
-    """For each row of (q, n) a number that at least k of its values reach, or -inf: the k-th largest of the largest of
-    each chunk, which takes one quick pass."""
-    count = scores.shape[1]
-    chunk = min(SCORES_PER_CHUNK, count // (2 * k))
-    if chunk < 1:
-        return np.full(len(scores), -np.inf, np.float32)
-    chunks = scores[:, : count // chunk * chunk].reshape(len(scores), -1, chunk)
-    floors: FloatMatrix = np.partition(np.fmax.reduce(chunks, axis=2), -k, axis=1)[:, -k]
-    return floors
-
-
-def _finite(scores: FloatMatrix) -> NDArray[np.int64]:
-    return np.flatnonzero(scores > -np.inf)
+    def of_each(self) -> list[tuple[Rows, FloatMatrix]]:
+        """Rows and scores for each query."""
+        parts = zip(*self._hits, strict=True) if self._hits else ([NO_ROWS], [NO_ROWS], [NO_SCORES])
+        queries, rows, scores = (np.concatenate(part) for part in parts)
+        order = np.argsort(queries, kind="stable")
+        bounds = np.searchsorted(queries[order], np.arange(len(self._largest) + 1))
+        return [(rows[order[first:last]], scores[order[first:last]]) for first, last in pairwise(bounds)]
 
 
 def _within(rows: Rows, start: int, count: int) -> Rows:
