@@ -522,7 +522,15 @@ def library_here(library: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def warm_process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     """`searchengine warm`, started in another folder than that of who asks, and ready."""
     command = [*PROGRAM, "warm", "--json", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        # Who runs the tests may have told to ignore Ctrl-C, as `nohup` does.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         try:
             assert process.stdout
             ready = json.loads(process.stdout.readline())
