@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import faiss
@@ -16,16 +14,15 @@ import numpy as np
 import sqlalchemy as sa
 
 from indexer.lock import LockedIndex
-from indexer.segments import delete_orphans, next_id
+from indexer.segments import delete_orphans, next_id, write_index
 from indexer.tuning import tuned
 from searchengine.errors import IndexFormatError, UsageError
-from searchengine.index.ann import Ann, AnnParameters
-from searchengine.index.ann_file import save_ann
-from searchengine.index.layout import REPAIR, IndexIdentity, IndexPaths, index_folder, make_folder, publish
+from searchengine.index.ann import Ann, AnnParameters, resident_bytes
+from searchengine.index.ann_file import chained
+from searchengine.index.layout import REPAIR, IndexIdentity, IndexPaths, index_folder, make_folder
 from searchengine.index.schema import ANN_ROW, ann, images, open_read_only, segments
 from searchengine.index.segments import load_segment
 from searchengine.index.table import Rows, VectorTable
-from searchengine.models.published import sha256_of
 from searchengine.vectors import FloatMatrix
 
 KINDS = ("auto", "flat", "scan", "ivf")
@@ -45,7 +42,6 @@ POINTS_PER_CODE = 16  # 4 bits
 NORMAL_SAMPLES = 50_000
 # The same memory holds finer codes of fewer dimensions or coarser codes of more.
 DIMENSIONS_PER_CODE = (2, 4)
-ID_BYTES = 16  # in its list, and in the table of all vectors
 
 
 def choose(kind: str, *, count: int, dim: int, memory_bytes: int | None) -> tuple[str, int]:
@@ -62,11 +58,11 @@ def choose(kind: str, *, count: int, dim: int, memory_bytes: int | None) -> tupl
         return "flat", 0
     sizes = [_code_bytes(dim, dimensions) for dimensions in DIMENSIONS_PER_CODE]
     for code_bytes in sizes:
-        if memory_bytes is None or count * (code_bytes + ID_BYTES) <= memory_bytes:
+        if memory_bytes is None or count * resident_bytes(code_bytes) <= memory_bytes:
             return chosen, code_bytes
     if kind == "auto":
         return "flat", 0
-    needed = count * (min(sizes) + ID_BYTES)
+    needed = count * resident_bytes(min(sizes))
     raise UsageError(
         f"an index of kind {kind} over {count:,} vectors takes {needed / 2**20:,.0f} MiB of memory, more than "
         f"{(memory_bytes or 0) / 2**20:,.0f} MiB; allow more, or take the kind flat"
@@ -168,11 +164,11 @@ def build_ann(
         number = next_id(connection, "ann")
     path = locked.paths.ann(f"{number:08d}.faiss")
     make_folder(path.parent)
-    _write(path, codes, rotation)
+    sha256 = write_index(chained(codes, rotation=rotation), path)
     row = {
         "id": number,
         "file": path.name,
-        "sha256": sha256_of(path),
+        "sha256": sha256,
         "built_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "parameters": parameters.as_dict(),
         "covariance": covariance.tobytes(),
@@ -182,20 +178,6 @@ def build_ann(
         connection.execute(sa.delete(ann))
         connection.execute(sa.insert(ann).values(row))
     return parameters
-
-
-def _write(path: Path, codes: Any, rotation: FloatMatrix) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        save_ann(temporary, codes, rotation=rotation)
-        publish(temporary, path)
-    except RuntimeError as error:  # in the words of FAISS's source code, with the system's own in brackets at the end
-        temporary.unlink(missing_ok=True)
-        reason = re.search(r"\(([^()]+)\)\s*$", str(error))
-        raise OSError(reason[1] if reason else "the codes could not be written") from None
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 class _Encoded(NamedTuple):
@@ -211,7 +193,7 @@ def _encode(table: VectorTable, *, kind: str, code_bytes: int, on_progress: Call
     rng = np.random.default_rng(SEED)
     dim = table.dim
     rotation = np.ascontiguousarray(np.linalg.qr(rng.standard_normal((dim, dim)))[0], dtype=np.float32)
-    living = np.delete(np.arange(len(table)), table.dead_rows)
+    living = table.living_rows
     lists = _list_count(kind, len(living))
     size = min(len(living), max(SAMPLE_SIZE, POINTS_PER_CENTROID * lists))
     sample = table.gather(np.sort(rng.choice(living, size, replace=False))) @ rotation.T

@@ -30,23 +30,25 @@ def write_segment(path: Path, pieces: Iterable[tuple[Ids, FloatMatrix]], *, dim:
     index: Any = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
     for ids, matrix in pieces:
         index.add_with_ids(matrix, ids)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        _write(index, temporary)
-        sha256 = sha256_of(temporary)
-        publish(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # on a full disk it matters
-        raise
+    sha256 = write_index(index, path)
     return int(index.ntotal), sha256
 
 
-def _write(index: Any, path: Path) -> None:
+def write_index(index: Any, path: Path) -> str:
+    """Write a FAISS index under a temporary name, then publish it. Returns the sha256 of the file. Raises OSError."""
+    temporary = path.with_name(path.name + ".tmp")
     try:
-        faiss.write_index(index, str(path))
+        faiss.write_index(index, str(temporary))
+        sha256 = sha256_of(temporary)
+        publish(temporary, path)
     except RuntimeError as error:  # in the words of FAISS's source code, with the system's own in brackets at the end
+        temporary.unlink(missing_ok=True)  # on a full disk it matters
         reason = re.search(r"\(([^()]+)\)\s*$", str(error))
-        raise OSError(reason[1] if reason else "a segment could not be written") from None
+        raise OSError(reason[1] if reason else f"{path.name} could not be written") from None
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    return sha256
 
 
 def check_named_segments(connection: sa.Connection, paths: IndexPaths, *, dim: int) -> None:
@@ -64,19 +66,17 @@ def next_id(connection: sa.Connection, table: str) -> int:
 def orphans(paths: IndexPaths, named: Container[str]) -> list[Path]:
     """Files that this program makes, left by a process that was killed: segments not in `named`, and unfinished files.
 
-    `named` are the files of segments, and that of `ann/` with its folder before it. What else may lie in the folders
-    is the user's. While another process writes, its newest files look like orphans.
+    `named` are paths within the index. What else may lie in its folders is the user's. While another process writes,
+    its newest files look like orphans.
     """
     unfinished = [paths.identity.with_name(paths.identity.name + ".tmp"), *paths.folder.glob("metadata.sqlite.tmp*")]
     unnamed = [
         file
-        for file in paths.segments.glob("*")
-        if file.suffix in {".faiss", ".tmp"} and file.name not in named and not file.name.startswith(".")
-    ]
-    unnamed += [
-        file
-        for file in paths.anns.glob("*")
-        if file.suffix in {".faiss", ".tmp"} and f"ann/{file.name}" not in named and not file.name.startswith(".")
+        for folder in (paths.segments, paths.anns)
+        for file in folder.glob("*")
+        if file.suffix in {".faiss", ".tmp"}
+        and f"{folder.name}/{file.name}" not in named
+        and not file.name.startswith(".")
     ]
     return sorted(file for file in (*unfinished, *unnamed) if file.is_file())
 
@@ -84,7 +84,7 @@ def orphans(paths: IndexPaths, named: Container[str]) -> list[Path]:
 def delete_orphans(engine: sa.Engine, paths: IndexPaths) -> None:
     """Only under the writer's lock. What cannot be deleted does no harm."""
     with engine.begin() as connection:
-        named = set(connection.execute(sa.select(segments.c.file)).scalars())
+        named = {f"segments/{file}" for file in connection.execute(sa.select(segments.c.file)).scalars()}
         if schema_version(connection, paths.database) >= ANN_VERSION:
             named |= {f"ann/{file}" for file in connection.execute(sa.select(ann.c.file)).scalars()}
         left = orphans(paths, named)

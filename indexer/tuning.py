@@ -25,8 +25,7 @@ MARGIN_SHARES = {"scan": (1.0,), "ivf": (0.998, 0.999, 1.0)}
 def tuned(untuned: Ann, table: VectorTable) -> AnnParameters:
     """With the least margin and largest `miss` that reach the recall, and the recall that they give other queries."""
     rng = np.random.default_rng(SEED)
-    living = np.delete(np.arange(len(table)), table.dead_rows)
-    chosen = rng.choice(living, min(3 * TUNING_QUERIES, len(living)), replace=False)
+    chosen = rng.choice(table.living_rows, min(3 * TUNING_QUERIES, table.living), replace=False)
     parts = [chosen[part::3] for part in range(3)] if len(chosen) >= 3 else [chosen] * 3
     fitted, agreeing, measured = (_Examples(table, part, rng) for part in parts)
     kind, target = untuned.parameters.kind, untuned.parameters.recall_target

@@ -209,7 +209,8 @@ def _open(paths: IndexPaths) -> sqlite3.Connection:
 
 
 def _named_files(connection: sqlite3.Connection) -> set[str]:
-    named = {str(row[0]) for row in connection.execute("SELECT file FROM segments")}
+    """Paths within the index."""
+    named = {f"segments/{row[0]}" for row in connection.execute("SELECT file FROM segments")}
     if connection.execute("PRAGMA user_version").fetchone()[0] >= ANN_VERSION:
         named |= {f"ann/{row[0]}" for row in connection.execute("SELECT file FROM ann")}
     return named

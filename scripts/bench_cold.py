@@ -12,7 +12,6 @@ Prints the hardware and medians.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from hardware import cpu_name
 
 from searchengine.formats import EXTENSIONS
 from searchengine.models.clip.architecture import VIT_B_32, Shape
@@ -182,14 +182,6 @@ def run(command: list[str], environment: dict[str, str]) -> None:
 
 def ratio(over: list[float], under: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hardware import cpu_name
 from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
@@ -322,13 +322,6 @@ def goals(jobs: list[Job], cosines: dict[str, Any]) -> Iterator[tuple[str, float
                     yield f"at most 1e-5: {name}, {side}, {weights} weights, difference", difference, difference <= 1e-5
                 else:
                     yield at_least(0.998, mean, f"{name}, {side}, {weights} weights, centred cosine")
-
-
-def cpu_name() -> str:
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ medians. Needs the extra `dev` for the reference.
 
 import argparse
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from efficientnet_lite_pytorch import EfficientNet
+from hardware import cpu_name
 
 from searchengine.decode import decode_file
 from searchengine.formats import EXTENSIONS
@@ -104,14 +104,6 @@ def interleave(jobs: dict, rounds: int) -> dict[str, list[float]]:
             if round_:
                 times[name].append(time.perf_counter() - started)
     return times
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

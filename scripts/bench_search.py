@@ -24,7 +24,6 @@ minutes to build: --hnsw-max. hnswlib and usearch take part where they are insta
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 from dataclasses import asdict
@@ -38,6 +37,7 @@ from bench_search_goals import Record, goals
 from bench_search_measure import available_bytes
 from bench_search_plot import Point, draw
 from bench_search_run import Bench
+from hardware import cpu_name
 
 ROOT = Path(__file__).parent.parent
 PANELS_IN_A_ROW = 3
@@ -126,13 +126,6 @@ def hardware() -> str:
         except PackageNotFoundError:
             packages.append(f"no {name}")
     return f"{cpu_name()}, {os.cpu_count()} cores, {', '.join(packages)}"
-
-
-def cpu_name() -> str:
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -1,25 +1,13 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import click
 
-from searchengine.cli.options import index_option, json_option, open_for_reading, settings_from
+from searchengine.cli.options import index_option, json_option, open_for_reading, parse_size, settings_from
 from searchengine.cli.output import notice, progress_bar
 from searchengine.cli.status import status_of
-
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-def _bytes(context: click.Context, option: click.Parameter, text: str | None) -> int | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if match is None or len(match[1]) > 15:
-        raise click.BadParameter(f"{text!r} is no size; write 500M or 2G")
-    return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 @click.command("compact", epilog="Example:  searchengine compact --memory 2G")
@@ -30,7 +18,7 @@ def _bytes(context: click.Context, option: click.Parameter, text: str | None) ->
     show_default=True,
     help="How to search: flat compares all vectors, scan short codes of all, ivf codes where it matters.",
 )
-@click.option("--memory", "memory_bytes", callback=_bytes, metavar="SIZE", help="What a search may keep in memory: 2G.")
+@click.option("--memory", metavar="SIZE", help="What a search may keep in memory: 2G.")
 @click.option(
     "--recall",
     type=click.FloatRange(0, 1, min_open=True),
@@ -41,7 +29,7 @@ def _bytes(context: click.Context, option: click.Parameter, text: str | None) ->
 @click.option("--rebuild", is_flag=True, help="Build it anew, even where it is as it should be.")
 @index_option
 @json_option
-def command(index: str | None, as_json: bool, **choices: Any) -> None:
+def command(index: str | None, as_json: bool, memory: str | None, **choices: Any) -> None:
     """Merge segments, drop vectors of photos that are gone, and build what makes searches in large libraries fast.
 
     A library of 20,000 photos or more gets short codes of all its vectors (scan), from 200,000 on in lists of which a
@@ -52,8 +40,9 @@ def command(index: str | None, as_json: bool, **choices: Any) -> None:
     from indexer.compact import compact
 
     settings = settings_from(index=index)
+    memory_bytes = parse_size(memory, "--memory", units="KMGT")
     with progress_bar("vectors") as advance:
-        done = compact(settings.index_folder, on_progress=advance, **choices)
+        done = compact(settings.index_folder, memory_bytes=memory_bytes, on_progress=advance, **choices)
     if as_json:
         with open_for_reading(settings) as opened:
             click.echo(json.dumps(status_of(opened)))

@@ -109,14 +109,14 @@ def parse_near(text: str | None) -> tuple[float, float, float] | None:
     return latitude, longitude, radius_km
 
 
-def parse_size(text: str | None, option: str) -> int | None:
-    """Bytes: a number, or one with K, M or G, which count by 1024."""
+def parse_size(text: str | None, option: str, *, units: str = "KMG") -> int | None:
+    """Bytes: a number, or one with a letter of `units`, each 1,024 times the one before."""
     if text is None:
         return None
-    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)\s*([KMG]?)(?:i?B)?", text, re.ASCII | re.IGNORECASE)
+    match = re.fullmatch(rf"(\d{{1,12}}(?:\.\d{{1,6}})?)\s*([{units}]?)(?:i?B)?", text, re.ASCII | re.IGNORECASE)
     if match is None:
         raise click.BadParameter(f"{text!r} is no size; write 300K, 2.5M or 1G", param_hint=option)
-    return round(float(match[1]) * 2.0 ** (10 * " KMG".index(match[2].upper() or " ")))
+    return round(float(match[1]) * 2.0 ** (10 * f" {units}".index(match[2].upper() or " ")))
 
 
 def settings_from(**flags: Any) -> Settings:

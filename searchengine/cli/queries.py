@@ -39,11 +39,8 @@ class SearchRequest:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SearchRequest:
         """What `as_dict` gave, through JSON or not."""
-        filters = dict(values["filters"])
-        if filters["near"] is not None:
-            filters["near"] = tuple(filters["near"])
         sequences = {name: tuple(values[name]) for name in ("texts", "pictures", "unwanted")}
-        return cls(**{**values, **sequences, "filters": Filters(**filters)})
+        return cls(**{**values, **sequences, "filters": Filters(**values["filters"])})
 
 
 def find(request: SearchRequest, settings: Settings) -> list[Hit]:

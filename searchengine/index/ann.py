@@ -27,12 +27,10 @@ from numpy.typing import NDArray
 from searchengine.index.allowed import Allowed
 from searchengine.index.kernels import best_by_code, inner_products
 from searchengine.index.segments import Ids
-from searchengine.index.table import NO_ROWS, Rows, VectorTable
+from searchengine.index.table import NO_ROWS, NO_SCORES, Rows, VectorTable
 from searchengine.vectors import FloatMatrix
 
 Lists = NDArray[np.int64]
-
-NO_SCORES: FloatMatrix = np.empty(0, np.float32)
 
 MAX_ID = 2**40  # far beyond any library; `list_of` takes memory up to the highest id
 
@@ -46,6 +44,14 @@ THREADS = 2
 # The chance that a normal variable exceeds z, by interpolation: numpy has no error function.
 _Z = np.linspace(-8, 8, 1601)
 _TAIL = np.array([0.5 * math.erfc(z / math.sqrt(2)) for z in _Z])
+
+
+ID_BYTES = 8
+
+
+def resident_bytes(code_bytes: int) -> int:
+    """What a search keeps in memory for each vector: its id, and a code with its id if there is an `ann/`."""
+    return ID_BYTES + (code_bytes + ID_BYTES if code_bytes else 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,12 @@ from searchengine.vectors import FloatMatrix
 REBUILD = "run `searchengine compact --rebuild`, which makes it anew"
 
 
-def save_ann(path: Path, codes: Any, *, rotation: FloatMatrix) -> None:
-    """Write one file that FAISS itself can open and search. Raises OSError, RuntimeError in FAISS's words."""
+def chained(codes: Any, *, rotation: FloatMatrix) -> Any:
+    """The index that goes into the file."""
     transform = faiss.LinearTransform(rotation.shape[1], rotation.shape[0], False)
     faiss.copy_array_to_vector(np.ascontiguousarray(rotation, np.float32).ravel(), transform.A)
     transform.is_trained = True
-    faiss.write_index(faiss.IndexPreTransform(transform, codes), str(path))
+    return faiss.IndexPreTransform(transform, codes)
 
 
 def load_ann(path: Path, *, sha256: str, parameters: str, covariance: bytes, spread: bytes, dim: int) -> Ann:

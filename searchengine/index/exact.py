@@ -6,6 +6,7 @@ float64.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from searchengine.index.allowed import Allowed
 from searchengine.index.kernels import inner_products
 from searchengine.index.segments import Ids
-from searchengine.index.table import NO_ROWS, Rows, VectorTable
+from searchengine.index.table import NO_ROWS, NO_SCORES, Rows, VectorTable
 from searchengine.vectors import FloatMatrix
 
 # More than what float32 rounds in an inner product of unit vectors of some thousand dimensions.
@@ -28,28 +29,24 @@ LEAST = -10.0  # below any inner product of unit vectors
 # Above this share of allowed vectors, reading all of them one after the other is faster than picking.
 DENSE = 0.4
 
-NO_SCORES: FloatMatrix = np.empty(0, np.float32)
-
 
 def search(
     table: VectorTable, queries: FloatMatrix, *, k: int, allowed: Allowed | None = None
 ) -> list[tuple[FloatMatrix, Ids]]:
     """For each query (dim,) the scores and ids of its k best living vectors, best first, among `allowed` if given."""
     if allowed is not None and len(allowed.rows) < DENSE * len(table):
-        if len(queries) > 1:
-            return [
-                one
-                for start in range(0, len(queries), QUERIES_PER_BLOCK)
-                for one in _pick_many(table, queries[start : start + QUERIES_PER_BLOCK], allowed, k=k)
-            ]
-        return [rank(table, query, allowed.rows, allowed.scores(query), k=k) for query in queries]
+        if len(queries) == 1:
+            return [rank(table, queries[0], allowed.rows, allowed.scores(queries[0]), k=k)]
+        return [one for some in _blocks(queries) for one in _pick_many(table, some, allowed, k=k)]
     hidden = table.dead_rows if allowed is None else allowed.hidden_rows
     if len(queries) == 1:
         return [_scan_one(table, queries[0], hidden, k=k)]
-    found: list[tuple[FloatMatrix, Ids]] = []
+    return [one for some in _blocks(queries) for one in _scan_many(table, some, hidden, k=k)]
+
+
+def _blocks(queries: FloatMatrix) -> Iterator[FloatMatrix]:
     for start in range(0, len(queries), QUERIES_PER_BLOCK):
-        found += _scan_many(table, queries[start : start + QUERIES_PER_BLOCK], hidden, k=k)
-    return found
+        yield queries[start : start + QUERIES_PER_BLOCK]
 
 
 def rank(table: VectorTable, query: FloatMatrix, rows: Rows, scores: FloatMatrix, *, k: int) -> tuple[FloatMatrix, Ids]:

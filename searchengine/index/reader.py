@@ -179,7 +179,7 @@ class Index:
     def sample_vectors(self, size: int, *, seed: int = 0) -> FloatMatrix:
         """At most `size` living vectors, float32 (n, dim): the same ones for the same state of the index."""
         table = self.snapshot().table
-        rows = np.delete(np.arange(len(table)), table.dead_rows)
+        rows = table.living_rows
         if len(rows) > size:
             rows = np.sort(np.random.default_rng(seed).choice(rows, size, replace=False))
         return table.gather(rows)

@@ -14,10 +14,10 @@ import numpy as np
 from searchengine.errors import UsageError
 from searchengine.index import exact
 from searchengine.index.allowed import Allowed, RememberedAllowed
-from searchengine.index.ann import Ann
+from searchengine.index.ann import Ann, resident_bytes
 from searchengine.index.commits import Version
 from searchengine.index.segments import Ids, Segment
-from searchengine.index.table import Rows, VectorTable
+from searchengine.index.table import NO_ROWS, NO_SCORES, Rows, VectorTable
 from searchengine.vectors import FloatMatrix
 
 # Up to so many allowed vectors are compared one by one, in about 4 ms.
@@ -25,8 +25,6 @@ COMPARED_AT_MOST = 16_384
 
 # A few dead vectors are dropped from the candidates, where they are.
 DEAD_SHARE = 0.01
-
-ID_BYTES = 8  # in the table of all vectors, and again beside a code
 
 # An approximate search may miss another photo when it is asked for more, which would shift all ranks behind it between
 # two pages. So ranks up to each depth always come from a search of that depth, those beyond the last from an exact one.
@@ -76,7 +74,7 @@ class Snapshot:
     def _rank(self, query: FloatMatrix, *, k: int, allowed: Allowed | None) -> tuple[FloatMatrix, Ids]:
         if self.is_exact(allowed):
             return exact.search(self.table, query[None], k=k, allowed=allowed)[0]
-        scores, ids = np.empty(0, np.float32), np.empty(0, np.int64)
+        scores, ids = NO_SCORES, NO_ROWS
         for depth in (*DEPTHS, len(self.table)):
             if depth <= DEPTHS[-1]:
                 more_scores, more_ids = self._approximate(query, k=depth, allowed=allowed)
@@ -105,8 +103,7 @@ class Snapshot:
     @property
     def resident_bytes_per_vector(self) -> int:
         """What a search keeps in memory for each vector, beside the pages of segments that the system has room for."""
-        ann = self.ann.parameters if self.ann else None
-        return ID_BYTES + (ann.code_bytes + ID_BYTES if ann else 0)
+        return resident_bytes(self.ann.parameters.code_bytes if self.ann else 0)
 
     def _allowed(self, among: Ids | None) -> Allowed | None:
         if among is None:

@@ -15,6 +15,7 @@ from searchengine.vectors import FloatMatrix
 Rows = NDArray[np.int64]
 
 NO_ROWS: Rows = np.empty(0, dtype=np.int64)
+NO_SCORES: FloatMatrix = np.empty(0, np.float32)
 ROWS_PER_EXACT_SCORE = 2048
 
 
@@ -43,6 +44,10 @@ class VectorTable:
     @property
     def living(self) -> int:
         return len(self.ids) - len(self.dead_rows)
+
+    @property
+    def living_rows(self) -> Rows:
+        return np.delete(np.arange(len(self.ids)), self.dead_rows)
 
     @cached_property
     def _order(self) -> Rows:
