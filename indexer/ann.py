@@ -42,6 +42,10 @@ POINTS_PER_CODE = 16  # 4 bits
 NORMAL_SAMPLES = 50_000
 # The same memory holds finer codes of fewer dimensions or coarser codes of more.
 DIMENSIONS_PER_CODE = (2, 4)
+# The vectors of a cell are split into lists by how far they lie from its centroid, each with a scale for its codes: one
+# scale for all would put the far ones too near, and those are often the best.
+LENGTHS = 4
+MAX_SCALE = 10.0  # float32 has room for no more beside a centroid
 
 
 def choose(kind: str, *, count: int, dim: int, memory_bytes: int | None) -> tuple[str, int]:
@@ -146,13 +150,16 @@ def build_ann(
 
     Takes memory for the codes, and for some 100,000 vectors. Raises OSError where it cannot be written.
     """
-    codes, rotation, covariance, spread = _encode(table, kind=kind, code_bytes=code_bytes, on_progress=on_progress)
+    codes, rotation, covariance, spread, scales = _encode(
+        table, kind=kind, code_bytes=code_bytes, on_progress=on_progress
+    )
     parameters = AnnParameters(
         kind=kind,
         through_id=int(table.ids.max(initial=0)),
         count=table.living,
         code_bytes=code_bytes,
         lists=codes.nlist,
+        scales=scales,
         miss=0.0,
         margin=0.0,
         recall_target=recall,
@@ -181,12 +188,13 @@ def build_ann(
 
 
 class _Encoded(NamedTuple):
-    """The codes in lists; rotation (dim, dim), covariance (dim, dim) of the residuals, spread (lists,)."""
+    """The codes in lists; rotation (dim, dim), covariance (dim, dim) of the residuals, spread (lists,), scales."""
 
     codes: Any
     rotation: FloatMatrix
     covariance: FloatMatrix
     spread: FloatMatrix
+    scales: tuple[float, ...]
 
 
 def _encode(table: VectorTable, *, kind: str, code_bytes: int, on_progress: Callable[[int, int], None]) -> _Encoded:
@@ -194,37 +202,68 @@ def _encode(table: VectorTable, *, kind: str, code_bytes: int, on_progress: Call
     dim = table.dim
     rotation = np.ascontiguousarray(np.linalg.qr(rng.standard_normal((dim, dim)))[0], dtype=np.float32)
     living = table.living_rows
-    lists = _list_count(kind, len(living))
-    size = min(len(living), max(SAMPLE_SIZE, POINTS_PER_CENTROID * lists))
+    cells = _cell_count(kind, len(living))
+    size = min(len(living), max(SAMPLE_SIZE, POINTS_PER_CENTROID * cells))
     sample = table.gather(np.sort(rng.choice(living, size, replace=False))) @ rotation.T
     if not np.isfinite(sample).all():
         raise IndexFormatError(f"the index holds vectors that are not finite; {REPAIR}")
+    centroids = _centroids(sample, kind=kind, cells=cells, rng=rng)
     quantizer = faiss.IndexFlatL2(dim)
-    quantizer.add(_centroids(sample, kind=kind, lists=lists, rng=rng))
+    quantizer.add(centroids)
 
-    sample = sample[:SAMPLE_SIZE]
-    lists_of = quantizer.search(sample, 1)[1][:, 0]
-    residuals = sample - quantizer.reconstruct_n(0, lists)[lists_of]
+    residuals, _ = _residuals(sample[:SAMPLE_SIZE], quantizer)
     covariance = np.ascontiguousarray(residuals.T @ residuals / len(residuals), dtype=np.float32)
-    squares = np.einsum("nd,nd->n", residuals, residuals)
-    mean_square = max(float(squares.mean()), 1e-12)
-    # A list of few samples is taken for an average one.
-    counts = np.bincount(lists_of, minlength=lists)
-    sums = np.bincount(lists_of, weights=squares, minlength=lists)
-    spread = np.sqrt((sums + 4 * mean_square) / (counts + 4) / mean_square).astype(np.float32)
+    lengths = np.linalg.norm(residuals, axis=1)
+    bounds = np.unique(np.quantile(lengths, np.arange(1, LENGTHS) / LENGTHS))
+    of_length = np.searchsorted(bounds, lengths)
+    counts = np.maximum(np.bincount(of_length, minlength=len(bounds) + 1), 1)
+    squares = np.bincount(of_length, weights=lengths**2, minlength=len(counts)) / counts  # (lengths,)
+    squares = np.maximum(squares, max(squares.max() / MAX_SCALE**2, 1e-12))
+    scales = np.sqrt(squares / squares[0])
 
+    lists = len(scales) * cells
     codes: Any = faiss.IndexIVFPQFastScan(quantizer, dim, lists, 2 * code_bytes, 4, faiss.METRIC_INNER_PRODUCT)
     codes.by_residual = True
     points, distortion = _points_of_a_normal(dim // (2 * code_bytes))
-    _set_points(codes, points * np.sqrt(mean_square / dim))
+    points = points * np.sqrt(squares[0] / dim)
+    _set_points(codes, points)
     codes.is_trained = True
+    numbered = [_numbered(centroids, first=number * cells) for number in range(len(scales))]
+    sums, vectors = squares.repeat(cells), np.ones(lists)  # a list of few vectors is taken for a usual one
     for done, rows in _blocks(living):
-        codes.add_with_ids(table.gather(rows) @ rotation.T, table.ids[rows])
+        rotated = table.gather(rows) @ rotation.T
+        residuals, cell = _residuals(rotated, quantizer)
+        lengths = np.linalg.norm(residuals, axis=1)
+        of_length = np.searchsorted(bounds, lengths)
+        numbers = of_length * cells + cell
+        vectors += np.bincount(numbers, minlength=lists)
+        sums += np.bincount(numbers, weights=lengths**2, minlength=lists)
+        # Moved towards its centroid, a vector stays in its cell.
+        rotated -= residuals * (1 - 1 / scales[of_length, None]).astype(np.float32)
+        for number, quantizer_of_length in enumerate(numbered):
+            codes.quantizer = quantizer_of_length
+            some = of_length == number
+            codes.add_with_ids(rotated[some], table.ids[rows[some]])
         on_progress(done, len(living))
+    codes.quantizer = quantizer
+    spread = np.sqrt(sums / vectors / np.mean(squares)).astype(np.float32)
     # A point stands for the mean of its cell, which is nearer to the centroid than what it stands for. Moved outward, a
     # score by code is right on average for every vector, also for those few that lie just where the query does.
-    _set_points(codes, points * np.sqrt(mean_square / dim) / (1 - distortion))
-    return _Encoded(codes, rotation, covariance, spread)
+    _set_points(codes, points / (1 - distortion))
+    return _Encoded(codes, rotation, covariance, spread, tuple(scales.tolist()))
+
+
+def _residuals(vectors: FloatMatrix, quantizer: Any) -> tuple[FloatMatrix, Rows]:
+    """How `vectors` (n, dim) differ from their nearest centroids (n, dim), and the numbers of those (n,)."""
+    cell = quantizer.search(vectors, 1)[1][:, 0]
+    return vectors - quantizer.reconstruct_n(0, quantizer.ntotal)[cell], cell
+
+
+def _numbered(centroids: FloatMatrix, *, first: int) -> Any:
+    """An index of `centroids` that numbers them from `first`."""
+    numbered = faiss.IndexIDMap2(faiss.IndexFlatL2(centroids.shape[1]))
+    numbered.add_with_ids(centroids, np.arange(first, first + len(centroids)))
+    return numbered
 
 
 def _set_points(codes: Any, points: FloatMatrix) -> None:
@@ -232,18 +271,18 @@ def _set_points(codes: Any, points: FloatMatrix) -> None:
     faiss.copy_array_to_vector(np.tile(points.ravel(), codes.pq.M).astype(np.float32), codes.pq.centroids)
 
 
-def _list_count(kind: str, count: int) -> int:
+def _cell_count(kind: str, count: int) -> int:
     wanted = SCAN_LISTS if kind == "scan" else 2 ** round(np.log2(max(count, 1)) / 2)
     return int(max(1, min(wanted, count // POINTS_PER_CENTROID)))
 
 
-def _centroids(sample: FloatMatrix, *, kind: str, lists: int, rng: np.random.Generator) -> FloatMatrix:
-    """(lists, dim): some of the vectors for `scan`, which reads all lists anyway; k-means for `ivf`."""
-    if kind == "scan" or lists == 1:
-        chosen: FloatMatrix = sample[np.sort(rng.choice(len(sample), lists, replace=False))]
+def _centroids(sample: FloatMatrix, *, kind: str, cells: int, rng: np.random.Generator) -> FloatMatrix:
+    """(cells, dim): some of the vectors for `scan`, which reads all lists anyway; k-means for `ivf`."""
+    if kind == "scan" or cells == 1:
+        chosen: FloatMatrix = sample[np.sort(rng.choice(len(sample), cells, replace=False))]
         return chosen
     clustering = faiss.Kmeans(
-        sample.shape[1], lists, niter=KMEANS_ROUNDS, seed=SEED + 1, max_points_per_centroid=POINTS_PER_CENTROID
+        sample.shape[1], cells, niter=KMEANS_ROUNDS, seed=SEED + 1, max_points_per_centroid=POINTS_PER_CENTROID
     )
     clustering.train(sample)
     return np.asarray(clustering.centroids)

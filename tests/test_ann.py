@@ -643,6 +643,27 @@ def test_readers_of_several_threads_live_through_compactions(
     assert kinds == {"flat", kind}
 
 
+def test_codes_of_vectors_far_from_their_centroid_are_no_less_right_than_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+    centres, of = random_rows(8, 64, seed=1), rng.integers(0, 8, 3000)
+    rows = normalise(centres[of] + rng.uniform(0.3, 1.2, (3000, 1)) * random_rows(3000, 64, seed=2))
+    errors = []
+    for lengths in (1, indexer.ann.LENGTHS):
+        monkeypatch.setattr(indexer.ann, "LENGTHS", lengths)
+        folder = library(tmp_path / str(lengths), [rows])
+        compact(folder, kind="ivf")
+        with Index(folder) as index:
+            ann = index.snapshot().ann
+            assert ann is not None and len(ann.parameters.scales) == lengths
+            own = [ann.scores_by_code(row, count=len(rows)) for row in rows[:300]]
+        # Each vector's score with itself, which is 1.
+        errors.append([float(1 - scores[ids == number][0]) for number, (scores, ids) in enumerate(own, start=1)])
+    assert np.std(errors[1]) < 0.75 * np.std(errors[0])
+    assert np.max(np.abs(errors[1])) < 0.75 * np.max(np.abs(errors[0]))
+
+
 def build_anew(folder: Path) -> None:
     compact(folder, kind="ivf", rebuild=True)
 
@@ -655,6 +676,7 @@ def test_killed_at_any_call_while_it_builds_the_index_is_what_it_was(
         quick = Path(name)
         monkeypatch.setattr(indexer.ann, "NORMAL_SAMPLES", 700)
         monkeypatch.setattr(indexer.tuning, "TUNING_QUERIES", 4)
+        monkeypatch.setattr(indexer.tuning, "MEASURING_QUERIES", 2)
         rows = random_rows(60, SMALL_DIM, seed=0)
         original = library(quick / "original", [rows])
         compact(original, kind="scan")

@@ -1,9 +1,10 @@
 """Approximate search, held to a measured recall: short codes point to candidates, exact scores decide among them.
 
-The vectors are rotated at random and split into lists around centroids. A vector's code holds where it lies beside its
-centroid: 4 bits for each few dimensions, the nearest of 16 points that suit a normal distribution (after a random
-rotation every residual is nearly that, so the points need no training). FAISS compares 32 codes at a time in registers
-("fast scan": André et al., PVLDB 2015). `scan` reads the codes of all lists, `ivf` those of the lists that can matter.
+The vectors are rotated at random and split into cells around centroids; the vectors of a cell, into lists by how far
+they lie from its centroid. A code tells where a vector lies beside its centroid: 4 bits for each few dimensions, the
+nearest of 16 points that suit a normal distribution, times the scale of the list. (After a random rotation residuals
+are nearly normal, so the points need no training.) FAISS compares 32 codes at a time in registers ("fast scan", André
+et al., PVLDB 2015). `scan` reads the codes of all lists, `ivf` those of the lists that can matter.
 
 Which lists can matter is found for each query anew, since a text lies much further from photos than photos do from each
 other. Beside its centroid a list's scores are nearly normal, with a variance that the covariance of residuals gives for
@@ -34,17 +35,17 @@ Lists = NDArray[np.int64]
 
 MAX_ID = 2**40  # far beyond any library; `list_of` takes memory up to the highest id
 
-FIRST_LISTS = 24
+FIRST_LISTS = 64
 FIRST_CANDIDATES = 64
-CANDIDATES = {"scan": 4096, "ivf": 400}
+CANDIDATES = {"scan": 1024, "ivf": 400}
 # From so many codes on, a second thread saves more than it costs.
 CODES_PER_THREAD = 150_000
 THREADS = 2
 
-# The chance that a normal variable exceeds z, by interpolation: numpy has no error function.
-_Z = np.linspace(-8, 8, 1601)
-_TAIL = np.array([0.5 * math.erfc(z / math.sqrt(2)) for z in _Z])
-
+LEAST_DEVIATION, DEVIATION_STEP = -8.0, 0.01
+_SHARE_ABOVE = np.array(
+    [0.5 * math.erfc((LEAST_DEVIATION + step * DEVIATION_STEP) / math.sqrt(2)) for step in range(1601)], np.float32
+)
 
 ID_BYTES = 8
 
@@ -59,7 +60,8 @@ class AnnParameters:
     """What an `ann/` was built for and as. `through_id`: it holds every vector up to this id.
 
     `miss` is the share of the k best that may be expected in unread lists. `margin`: how far below the k-th best the
-    code of one of the k best may put it. `recall_at_10` was measured against exact search.
+    code of one of the k best may put it. `recall_at_10` was measured against exact search. List i belongs to the scale
+    number i // cells, with as many cells for each scale; an older program had one.
     """
 
     kind: str
@@ -67,19 +69,23 @@ class AnnParameters:
     count: int
     code_bytes: int
     lists: int
+    scales: tuple[float, ...] = (1.0,)
     miss: float
     margin: float
     recall_target: float
     recall_at_10: float
 
     def __post_init__(self) -> None:
-        """Raises ValueError for values that cannot be: a table may be damaged."""
+        """Raises TypeError or ValueError for values that cannot be: a table may be damaged."""
+        object.__setattr__(self, "scales", tuple(self.scales))  # a list, out of JSON
         numbers = (self.through_id, self.count, self.code_bytes, self.lists)
         shares = (self.miss, self.margin, self.recall_target, self.recall_at_10)
         if (
             self.kind not in CANDIDATES
             or not all(type(number) is int and 0 <= number < MAX_ID for number in numbers)
-            or not all(type(share) in (int, float) and 0 <= share < math.inf for share in shares)
+            or not all(type(share) in (int, float) and 0 <= share < math.inf for share in (*shares, *self.scales))
+            or not self.scales
+            or self.lists % len(self.scales)
         ):
             raise ValueError("a parameter cannot be")
 
@@ -113,7 +119,8 @@ class Ann:
         self._rotation = rotation
         self._covariance = covariance
         self._spread = spread
-        self._centroids: FloatMatrix = faiss.downcast_index(codes.quantizer).reconstruct_n(0, codes.nlist)
+        quantizer = faiss.downcast_index(codes.quantizer)
+        self._centroids: FloatMatrix = quantizer.reconstruct_n(0, quantizer.ntotal)
         self._sizes: Lists = np.array([codes.invlists.list_size(number) for number in range(codes.nlist)], np.int64)
 
     @cached_property
@@ -149,7 +156,7 @@ class Ann:
         """
         miss = self.parameters.miss if miss is None else miss
         rotated = inner_products(self._rotation, query)
-        centres = inner_products(self._centroids, rotated)
+        centres = self._centres(rotated)
         sizes = self._sizes if allowed is None else self._allowed_sizes(allowed)
         probe = _Probe(self, table, query, rotated, centres, k=k, allowed=allowed)
         if self.parameters.kind == "scan":
@@ -157,48 +164,63 @@ class Ann:
             return probe.scored()
         variance = float(rotated @ inner_products(self._covariance, rotated))
         deviation = math.sqrt(max(variance, 1e-12)) * self._spread
-        hopeful = np.argsort(-(centres + deviation))
-        hopeful = hopeful[sizes[hopeful] > 0]
-        enough = int(np.searchsorted(np.cumsum(sizes[hopeful]), 4 * k)) + 1
-        first = hopeful[: max(FIRST_LISTS, enough)]
+        first = _first_lists(centres + deviation, sizes, vectors=4 * k)
         probe.read(first)
-        expected = sizes * np.interp((probe.kth_best - centres) / deviation, _Z, _TAIL)
+        expected = sizes * _share_above((probe.kth_best - centres) / deviation)
         expected[first] = 0
-        order = np.argsort(-expected)
-        left = np.cumsum(expected[order][::-1])[::-1]  # expected in the lists from here on
         # What a filter leaves is not spread over the lists as all vectors are, so more may be missed than is expected.
         share = miss if allowed is None else miss / 4
-        probe.read(order[: int(np.count_nonzero(left > share * k))])
+        probe.read(_all_but(expected, missing=share * k))
         return probe.scored()
 
     def scores_by_code(self, query: FloatMatrix, *, count: int) -> tuple[FloatMatrix, Ids]:
         """Scores by codes alone (n <= count,) and ids of the best in all lists."""
         rotated = inner_products(self._rotation, query)
-        centres = inner_products(self._centroids, rotated)
+        centres = self._centres(rotated)
         lists = np.flatnonzero(self._sizes)
-        return self.read_codes(rotated, lists, centres, count=min(count, self.codes_in(lists)), selector=None)
+        scores, ids, _ = self.read_codes(rotated, lists, centres, count=count, selector=None)
+        best = np.argsort(-scores)[:count]
+        return scores[best], ids[best]
+
+    def _centres(self, rotated: FloatMatrix) -> FloatMatrix:
+        """The score (lists,) of each list's centroid."""
+        return np.tile(inner_products(self._centroids, rotated), len(self.parameters.scales))
 
     def read_codes(
         self, rotated: FloatMatrix, lists: Lists, centres: FloatMatrix, *, count: int, selector: Any
-    ) -> tuple[FloatMatrix, Ids]:
-        """Scores by codes (n <= count,) and ids of the best in some lists."""
-        if self.codes_in(lists) >= 2 * CODES_PER_THREAD and len(lists) > 1 and _cores() > 1:
-            with ThreadPoolExecutor(THREADS) as pool:
-                halves = [
-                    pool.submit(self._read, rotated, lists[part::THREADS], centres, count, selector)
-                    for part in range(THREADS)
-                ]
-            found = [half.result() for half in halves]
-            # What a full half left out is below its last, so that is as far down as both are known.
-            known_to = max((scores.min() for scores, _ in found if len(scores) == count), default=-np.inf)
-            scores, ids = (np.concatenate(part) for part in zip(*found, strict=True))
-            return scores[scores >= known_to], ids[scores >= known_to]
-        return self._read(rotated, lists, centres, count, selector)
+    ) -> tuple[FloatMatrix, Ids, float]:
+        """Scores by codes (n,) and ids of the best in some lists, and the score down to which none is left out."""
+        lists = np.sort(lists)
+        bounds = np.searchsorted(lists, np.arange(len(self.parameters.scales) + 1) * len(self._centroids))
+        parts = [
+            (scale, lists[start:end])
+            for scale, start, end in zip(self.parameters.scales, bounds[:-1], bounds[1:], strict=True)
+            if end > start
+        ]
 
-    def _read(
-        self, rotated: FloatMatrix, lists: Lists, centres: FloatMatrix, count: int, selector: Any
-    ) -> tuple[FloatMatrix, Ids]:
-        return best_by_code(self._codes, rotated, lists, centres[lists], count=count, selector=selector)
+        def read(part: tuple[float, Lists]) -> tuple[FloatMatrix, Ids, float]:
+            scale, some = part
+            codes = self.codes_in(some)
+            scores, ids = best_by_code(
+                self._codes,
+                rotated * np.float32(scale),
+                some,
+                centres[some],
+                count=min(count, codes),
+                selector=selector,
+            )
+            # What was left out is below the last.
+            return scores, ids, float(scores.min()) if len(scores) == count < codes else -math.inf
+
+        if len(parts) > 1 and self.codes_in(lists) >= 2 * CODES_PER_THREAD and _cores() > 1:
+            with ThreadPoolExecutor(THREADS) as pool:
+                found = list(pool.map(read, parts))
+        else:
+            found = [read(part) for part in parts]
+        known_to = max((known_to for _, _, known_to in found), default=-math.inf)
+        scores = np.concatenate([NO_SCORES, *(scores for scores, _, _ in found)])
+        ids = np.concatenate([NO_ROWS, *(ids for _, ids, _ in found)])
+        return scores[scores >= known_to], ids[scores >= known_to], known_to
 
     def codes_in(self, lists: Lists) -> int:
         return int(self._sizes[lists].sum())
@@ -209,6 +231,38 @@ class Ann:
             lists = self.list_of[ids[ids <= self.parameters.through_id]]
             allowed.list_sizes = self, np.bincount(lists[lists >= 0], minlength=len(self._sizes))
         return allowed.list_sizes[1]
+
+
+def _first_lists(promise: FloatMatrix, sizes: Lists, *, vectors: int) -> Lists:
+    """The most promising lists that hold so many vectors together, and at least FIRST_LISTS; none that is empty."""
+    promise = np.where(sizes > 0, promise, -np.inf)
+    count = FIRST_LISTS
+    while True:
+        count = min(count, len(sizes))
+        lists = np.argpartition(-promise, count - 1)[:count]
+        if count == len(sizes) or sizes[lists].sum() >= vectors:
+            return lists[sizes[lists] > 0]
+        count *= 4
+
+
+def _share_above(deviations: FloatMatrix) -> FloatMatrix:
+    """Of normally distributed scores the share (n,) that lies so many `deviations` (n,) above their mean or higher."""
+    steps = np.clip((deviations - LEAST_DEVIATION) / DEVIATION_STEP, 0, len(_SHARE_ABOVE) - 1)
+    share: FloatMatrix = _SHARE_ABOVE[steps.astype(np.int32)]
+    return share
+
+
+def _all_but(expected: FloatMatrix, *, missing: float) -> Lists:
+    """The fewest lists that leave out less than `missing` of what is `expected` (lists,) in all."""
+    # Sorting all would take longer than all else here: the least can be left out together.
+    least = expected <= missing / len(expected)
+    missing -= float(expected[least].sum())
+    others = np.flatnonzero(~least)
+    others = others[np.argsort(expected[others])]
+    left_out = others[np.cumsum(expected[others]) <= missing]
+    chosen = ~least
+    chosen[left_out] = False
+    return np.flatnonzero(chosen)
 
 
 def _cores() -> int:
@@ -240,27 +294,26 @@ class _Probe:
     def read(self, lists: Lists) -> None:
         """Read codes until whoever is left out cannot be among the k best; score the best of them exactly."""
         codes = self._ann.codes_in(lists)
-        wanted = max(CANDIDATES[self._ann.parameters.kind], 4 * self._k)
+        count = max(CANDIDATES[self._ann.parameters.kind], 4 * self._k)
         while codes:
-            count = min(wanted, codes)
-            by_code, ids = self._ann.read_codes(
+            by_code, ids, known_to = self._ann.read_codes(
                 self._rotated, lists, self._centres, count=count, selector=self._selector
             )
-            order = np.argsort(-by_code)
-            by_code, ids = by_code[order], ids[order]
-            surest = max(FIRST_CANDIDATES, 2 * self._k)
+            rest = slice(None)
             known = self._rows, self._scores
             if len(known[0]) < self._k:
+                surest = min(max(FIRST_CANDIDATES, 2 * self._k), len(ids))
+                order = np.argpartition(-by_code, surest - 1)
+                by_code, ids = by_code[order], ids[order]
                 self._score(ids[:surest])
                 rest = slice(surest, None)
-            else:
-                rest = slice(None)
-            if len(ids) < count or count == codes or by_code[-1] < self._bar:
-                self._by_code = np.concatenate([self._by_code, by_code[rest]])
-                self._ids = np.concatenate([self._ids, ids[rest]])
+            if known_to == -math.inf or known_to < self._bar:
+                hopeful = by_code[rest] >= self._bar
+                self._by_code = np.concatenate([self._by_code, by_code[rest][hopeful]])
+                self._ids = np.concatenate([self._ids, ids[rest][hopeful]])
                 return
             self._rows, self._scores = known
-            wanted *= 8
+            count *= 8
 
     def scored(self) -> tuple[Rows, FloatMatrix]:
         """All rows that may be among the k best, and their scores."""

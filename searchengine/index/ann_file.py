@@ -1,4 +1,4 @@
-"""The file of an `ann/`: IndexPreTransform (the rotation) over IndexIVFPQFastScan, which FAISS itself can search."""
+"""The file of an `ann/`: FAISS's IndexPreTransform (the rotation) over IndexIVFPQFastScan (codes in lists)."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def load_ann(path: Path, *, sha256: str, parameters: str, covariance: bytes, spr
         raise IndexFormatError(f"{shown} cannot be read: it is cut short or damaged; {REBUILD}") from None
     if not isinstance(codes, faiss.IndexIVFPQFastScan) or (
         (codes.d, codes.ntotal, codes.nlist) != (dim, known.count, known.lists)
+        or codes.quantizer.ntotal * len(known.scales) != known.lists
     ):
         raise wrong
     loaded = Ann(
