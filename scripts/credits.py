@@ -1,4 +1,7 @@
-"""Credits for the photos of a search result: search ... --json | credits.py CAPTIONS.json, which names the licences."""
+"""Credits for the photos of a search result: search ... --json | credits.py CAPTIONS.json [PICTURE].
+
+CAPTIONS.json names the licences. With the name of another PICTURE, what is printed goes below the first.
+"""
 
 import json
 import os
@@ -8,8 +11,9 @@ from pathlib import Path
 
 def main() -> None:
     entries = {entry["file_name"]: entry for entry in json.loads(Path(sys.argv[1]).read_text("utf-8"))}
-    print("# Credits\n")
-    print("The photos in `skateboard.png`, by rank. All are from Flickr, by way of COCO, and were made smaller.\n")
+    picture = sys.argv[2] if len(sys.argv) > 2 else "skateboard.png"
+    print("\n" if len(sys.argv) > 2 else "# Credits\n\n", end="")
+    print(f"The photos in `{picture}`, by rank. All are from Flickr, by way of COCO, and were made smaller.\n")
     print("| rank | photo | licence |\n| --- | --- | --- |")
     for line in sys.stdin:
         hit = json.loads(line)

@@ -12,7 +12,7 @@ MATCH = 0.5
 class Hit:
     """One photo found. `rank` counts from 1; `score` is the cosine to the query, higher is better.
 
-    `relevance` in [0, 1] tells how surely the photo is a match; from `MATCH` on it counts as one.
+    `relevance` in [0, 1] is the probability that the photo is a match; from `MATCH` on it counts as one.
     """
 
     rank: int

@@ -56,20 +56,39 @@ def print_paths(hits: Sequence[Hit], *, end: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
+def line_after_matches(matches: Sequence[Hit], others: Sequence[Hit]) -> str | None:
+    """What stands between the hits that are matches and those that are not; None where there is nothing to divide."""
+    if not others:
+        return None
+    if matches:
+        return "matches end here"
+    return (
+        "nothing here is surely a match; these come nearest" if others[0].rank == 1 else "all matches come before these"
+    )
+
+
 def print_table(hits: Sequence[Hit], *, match: float) -> None:
     """Rank, score, relevance, id and path of each hit, with a line where the matches end."""
     id_width = max(len(str(hit.id)) for hit in hits)
     click.echo(styled(f"{'rank':>4}  score  match  {'id':>{id_width}}  path", bold=True))
-    if hits[0].relevance < match:
-        click.echo(styled("---- nothing here is surely a match; these come nearest", fg="yellow"))
-    previous_matches = False
-    for hit in hits:
-        matches = hit.relevance >= match
-        if previous_matches and not matches:
-            click.echo(styled("---- matches end here", fg="yellow"))
-        previous_matches = matches
-        line = f"{hit.rank:>4}  {hit.score:.3f}  {hit.relevance:>5.0%}  {hit.id:>{id_width}}  {printable(hit.path)}"
-        click.echo(styled(line, dim=not matches))
+    matches, others = divided(hits, match=match)
+    for some, dim in ((matches, False), (others, True)):
+        if dim and (line := line_after_matches(matches, others)):
+            click.echo(styled(f"---- {line}", fg="yellow"))
+        for hit in some:
+            figures = f"{hit.rank:>4}  {hit.score:.3f}  {percent(hit.relevance):>5}  {hit.id:>{id_width}}"
+            click.echo(styled(f"{figures}  {printable(hit.path)}", dim=dim))
+
+
+def percent(relevance: float) -> str:
+    """Rounded down, so that what is shown as one half is a match."""
+    return f"{int(100 * relevance)}%"
+
+
+def divided(hits: Sequence[Hit], *, match: float) -> tuple[Sequence[Hit], Sequence[Hit]]:
+    """The hits that are matches, and those that are not; relevance never rises from one to the next."""
+    count = sum(hit.relevance >= match for hit in hits)
+    return hits[:count], hits[count:]
 
 
 @contextmanager

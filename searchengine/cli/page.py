@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from searchengine.cli.output import divided, line_after_matches, percent
 from searchengine.cli.thumbnails import thumbnail_of
 from searchengine.text import printable
 
@@ -31,17 +32,17 @@ img, .gone { height: 220px; width: 100%; object-fit: cover; border-radius: 6px; 
 .gone { background: #8883; min-width: 220px; display: grid; place-items: center; color: var(--faint) }
 figcaption { font-size: 13px; color: var(--faint); overflow-wrap: anywhere; max-width: 340px; padding-top: 4px }
 figcaption b { color: var(--other) } .match figcaption b { color: var(--match) }
-hr { flex-basis: 100%; border: 0; border-top: 1px solid var(--other); margin: 4px 0 }
+.line { flex-basis: 100%; color: var(--other); border-top: 1px solid var(--other); margin: 4px 0; padding-top: 4px }
 """
 
 
 def render_page(hits: Sequence[Hit], *, title: str, match: float) -> str:
     """One HTML document with the thumbnails inside; a line marks where the matches end."""
-    figures = []
-    for position, hit in enumerate(hits):
-        if position and hit.relevance < match <= hits[position - 1].relevance:
-            figures.append('<hr title="matches end here">')
-        figures.append(_figure(hit, matches=hit.relevance >= match))
+    matches, others = divided(hits, match=match)
+    figures = [_figure(hit, matches=True) for hit in matches]
+    if line := line_after_matches(matches, others):
+        figures.append(f'<p class="line">{html.escape(line)}</p>\n')
+    figures += [_figure(hit, matches=False) for hit in others]
     shown = html.escape(printable(title))
     return f"""<!doctype html>
 <html lang="en">
@@ -64,7 +65,7 @@ def _figure(hit: Hit, *, matches: bool) -> str:
     address = html.escape("file://" + quote(os.fsencode(hit.path)))
     details = [f"{hit.width} x {hit.height}"] + ([hit.taken_at.replace("T", " ")] if hit.taken_at else [])
     return f"""<figure{' class="match"' if matches else ""}><a href="{address}" title="{path}">{_picture(hit, name)}</a>
-<figcaption><b>{hit.rank} &middot; {hit.score:.3f} &middot; {hit.relevance:.0%}</b> {name}<br>
+<figcaption><b>{hit.rank} &middot; {hit.score:.3f} &middot; {percent(hit.relevance)}</b> {name}<br>
 {" &middot; ".join(html.escape(detail) for detail in details)}</figcaption></figure>
 """
 
