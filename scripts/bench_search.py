@@ -4,7 +4,8 @@
 
 The vectors are told in bench_search_data.py, the contenders in bench_search_contenders.py. For each set and size:
 
-- build: seconds on all cores; for ours, what `compact` takes of an index folder that has the vectors.
+- build: seconds on all cores; for ours, what `compact` takes of an index folder that has the vectors. Of a graph: CPU
+  seconds divided by the cores, since with --graphs another run may have built it.
 - held, mapped: bytes a vector in memory, measured in a process of its own: what the contender holds, and the pages of
   mapped exact vectors that its queries touched. open, first: seconds to open the files, and to the first answer, when
   the system has forgotten the files.
@@ -49,6 +50,7 @@ def main() -> None:
     arguments.add_argument("--data", nargs="+", choices=("clip", "mini"), default=["clip", "mini"])
     arguments.add_argument("--sizes", nargs="+", type=int, metavar="N", help="(default 10000 100000 1000000)")
     arguments.add_argument("--hnsw-max", type=int, default=100_000, metavar="N", help="no graph of more vectors")
+    arguments.add_argument("--graphs", type=Path, metavar="FOLDER", help="keep graphs there, and take those that are")
     arguments.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="the last ones also build")
     arguments.add_argument("--queries", type=int, default=200, help="of each kind")
     arguments.add_argument("--rounds", type=int, default=5)

@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -82,7 +83,7 @@ class Bench:
         for one in ours:
             self._scores(one)
         for make in PEERS:
-            peer = make(self.folder / make.name)
+            peer = make(self._place(make) / make.name)
             if self._can_take_part(peer):
                 self._build(peer)
                 if isinstance(peer, FaissIvf):
@@ -104,6 +105,13 @@ class Bench:
             self._build(ours)
             yield ours
 
+    def _place(self, peer: type[Contender]) -> Path:
+        if peer.setting_name != "ef" or self.options.graphs is None:
+            return self.folder
+        place: Path = self.options.graphs / f"{self.data.name}-{self.options.queries}-{self.n}"
+        place.mkdir(parents=True, exist_ok=True)
+        return place
+
     def _can_take_part(self, peer: Contender) -> bool:
         needed = 2 * self.n * (4 * self.data.vectors.shape[1] + 600)
         if not peer.is_installed():
@@ -117,15 +125,23 @@ class Bench:
         return False
 
     def _build(self, contender: Contender) -> None:
-        with limited_threads(self.options.threads[-1], [contender]):
-            seconds = timed(partial(contender.build, self.data.vectors))
-        contender.save()
-        contender.index = None
+        noted = contender.path.with_name(f"{contender.path.name} seconds")
+        if noted.exists():
+            seconds = float(noted.read_text())
+        else:
+            cores, cpu_before = self.options.threads[-1], time.process_time()
+            with limited_threads(cores, [contender]):
+                seconds = timed(partial(contender.build, self.data.vectors))
+            contender.save()
+            contender.index = None
+            if contender.setting_name == "ef":
+                seconds = (time.process_time() - cpu_before) / cores
+                noted.write_text(str(seconds))
         gc.collect()
         queries = next(iter(self.data.queries.values()))[:OPENING_QUERIES]
         opened = measure_opening(contender, queries, n=self.n, k=K)
         contender.open()
-        if contender.path.is_file():
+        if contender.path.is_file() and contender.path.is_relative_to(self.folder):
             contender.path.unlink()
         own_recall = contender.own_recall if isinstance(contender, Ours) else None
         self._record("build", contender, build_s=seconds, own_recall=own_recall, **asdict(opened))
