@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indexer.prototypes import ClassTexts
+from indexer.contrastive import Network
+from indexer.prototypes import ClassTexts, Prototypes
 from searchengine.models.mini import heads
 from searchengine.models.mini.heads import DIM, POOLED, SENTENCE
 
@@ -18,6 +19,9 @@ NETWORKS, HIDDEN, OUTPUTS = 3, 384, 104
 DROPOUT = {POOLED: 0.5, SENTENCE: 0.2}
 # The temperature starts at CLIP's 1 / 0.07.
 INITIAL_SCALE = 14.0
+PROTOTYPES_PER_BATCH = 640
+# How strongly a class's name is pushed towards the label part of the space, which never forgets.
+NAME_WEIGHT = 0.4
 
 
 class _Side(nn.Module):
@@ -45,14 +49,16 @@ class _Side(nn.Module):
         }
 
 
-class HeadsNetwork(nn.Module):
+class HeadsNetwork(Network):
     """The heads as `searchengine.models.mini.heads` computes them, in torch and with dropout.
 
     features: (n, 3048) of the training photos, for their mean and deviation. texts: the classes', for the label part.
+    Captions alone would make the heads forget what the towers know, so each batch also holds class `prototypes`.
     """
 
-    def __init__(self, features: Tensor, texts: ClassTexts, generator: torch.Generator) -> None:
+    def __init__(self, features: Tensor, texts: ClassTexts, prototypes: Prototypes, generator: torch.Generator) -> None:
         super().__init__()
+        self._prototypes = prototypes
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
             self.image_side, self.text_side = _Side(POOLED), _Side(SENTENCE)
@@ -84,11 +90,13 @@ class HeadsNetwork(nn.Module):
         gate: Tensor = self.gate(sentences * heads.SENTENCE_SCALE)
         return gate
 
-    def loss(self, features: Tensor, sentences: Tensor) -> Tensor:
-        """Symmetric InfoNCE over n pairs."""
-        logits = self.scale.exp() * self.image(features) @ self.text(sentences).T  # (n, n)
-        own = torch.arange(len(logits))
-        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    def mixed(self, first: Tensor, second: Tensor, both: Tensor) -> Tensor:
+        return F.normalize(first + both * second, dim=1)
+
+    def objective(self, features: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        class_features, names = self._prototypes.draw(PROTOTYPES_PER_BATCH)
+        loss = self.loss(torch.cat([features, class_features]), torch.cat([texts, names]))
+        return loss, loss - NAME_WEIGHT * F.logsigmoid(self.text_gate(names)).mean()
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         named = {"labels": self.labels, "projection": self.projection}

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -143,6 +143,8 @@ def transformers_form(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 class InMemory:
     """Weights that `Checkpoint` reads without a file of gigabytes."""
+
+    metadata: ClassVar[dict[str, str]] = {}
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self._tensors = tensors

@@ -74,7 +74,8 @@ class SafetensorsFile:
         self._data: Bytes = mapped[8 + header_bytes :]
         try:
             header = dict(json.loads(mapped[8 : 8 + header_bytes].tobytes()))
-            header.pop("__metadata__", None)
+            noted = dict(header.pop("__metadata__", None) or {})
+            self.metadata = {key: value for key, value in noted.items() if isinstance(value, str)}
             self._entries = {str(name): _Entry(entry) for name, entry in header.items()}
         except (TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"its header makes no sense: {type(error).__name__}: {error}") from None

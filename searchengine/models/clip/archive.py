@@ -78,6 +78,8 @@ class Archive:
     Raises WeightsError for a file that is damaged or holds what is no tensor.
     """
 
+    metadata: ClassVar[dict[str, str]] = {}  # torch notes nothing
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self._tensors: dict[str, StoredTensor] = {}

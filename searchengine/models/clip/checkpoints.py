@@ -4,6 +4,7 @@
     .pt, .pth               a state dict with OpenAI's names, which open_clip's are too
     model.safetensors       transformers' names, config.json beside it
     .safetensors            OpenAI's names, open_clip_config.json beside it
+    .safetensors            either names, written by `searchengine train`, which notes the configuration inside
 
 The architecture is read off names and shapes. The activation must be told: by the code in OpenAI's archive, or as
 `configuration` says.
@@ -26,6 +27,7 @@ from searchengine.models.clip.architecture import Activation, ClipConfig, Shape,
 from searchengine.models.clip.archive import Archive
 from searchengine.models.clip.configuration import Configuration, activation_by_name
 from searchengine.models.clip.names import NO_WEIGHT, OPENAI, TRANSFORMERS, Naming
+from searchengine.models.layers import FloatArray
 from searchengine.models.tensors import Array, SafetensorsFile
 from searchengine.text import printable
 
@@ -45,6 +47,10 @@ class Source(Protocol):
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]: ...
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What whoever wrote the file noted beside the tensors."""
+
     def read(self, name: str) -> Array: ...
 
 
@@ -61,8 +67,11 @@ class Checkpoint:
         self.path = path
         self._source = self._open()
         self._shapes, self._prefix, self._naming = self._recognise()
-        beside = Configuration.beside(path)
+        inside = Configuration.inside(self._source.metadata, path)
+        beside = inside or Configuration.beside(path)
         activation, self.activation_source = self._activation(beside)
+        if inside:
+            self.activation_source = "file"
         self.config = self._architecture(activation, beside)
         for told, found in ((beside.image_width, self.config.image.width), (beside.text_width, self.config.text.width)):
             if told is not None and told != found:
@@ -103,6 +112,18 @@ class Checkpoint:
         Arrays that are float32 in the file lie there, mapped, and may not be written to.
         """
         return self._tensors(self._naming.text, self._naming.text_blocks, self.config.text_shapes(), as_stored)
+
+    def with_tensors(
+        self, *, image: Mapping[str, FloatArray], text: Mapping[str, FloatArray], logit_scale: float
+    ) -> dict[str, Array]:
+        """All weights by their publisher's names, with some of `image_tensors` and of `text_tensors` replaced."""
+        tensors = {name: self._read(name) for name in self._shapes if not NO_WEIGHT.fullmatch(name)}
+        for names, replaced in ((self._naming.image, image), (self._naming.text, text)):
+            for name, tensor in replaced.items():
+                transposed = name == "projection.weight" and self._naming.projections_transposed
+                tensors[names[name]] = tensor.T if transposed else tensor
+        tensors["logit_scale"] = np.array(math.log(logit_scale), np.float32).reshape(self._shapes["logit_scale"])
+        return {name: np.require(tensor, requirements=["C"]) for name, tensor in tensors.items()}
 
     def _open(self) -> Source:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ ACTIVATION_BY_NAME: tuple[tuple[str, Activation], ...] = (
     (r"dfn2b(?!.*39b)", "quick_gelu"),
     (r"laion2b|datacomp|commonpool", "gelu"),
 )
+# The note inside a file that `searchengine train` wrote.
+FORMAT, VERSION = "searchengine-clip", 1
+
 # What a name says outright, before what it lets one conclude.
 OUTRIGHT = 2
 
@@ -60,6 +64,26 @@ class Configuration:
     image_width: int | None = None
     text_width: int | None = None
     name: str = ""  # of the file
+
+    @classmethod
+    def inside(cls, metadata: Mapping[str, str], path: Path) -> Configuration | None:
+        """What `searchengine train` noted in a file; None for any other. Raises WeightsError where that is damaged."""
+        if FORMAT not in metadata:
+            return None
+        try:
+            noted = json.loads(metadata[FORMAT])
+            if noted["version"] != VERSION or noted["activation"] not in ("quick_gelu", "gelu"):
+                raise ValueError(f"version {noted['version']}, activation {noted['activation']}")
+            return cls(
+                activation=noted["activation"],
+                image_heads=_count(noted["image_heads"]),
+                text_heads=_count(noted["text_heads"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise WeightsError(
+                f"{printable(str(path))} is of this program, but what it notes of its weights cannot be understood "
+                f"({type(error).__name__}: {error}); train it again, or upgrade searchengine"
+            ) from None
 
     @classmethod
     def beside(cls, path: Path) -> Configuration:

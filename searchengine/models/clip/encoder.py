@@ -68,15 +68,15 @@ class ClipEncoder:
 
     @property
     def dim(self) -> int:
-        return self._checkpoint.config.dim
+        return self.checkpoint.config.dim
 
     @property
     def image_size(self) -> int:
-        return self._checkpoint.config.image_size
+        return self.checkpoint.config.image_size
 
     @property
     def logit_scale(self) -> float:
-        return self._checkpoint.logit_scale
+        return self.checkpoint.logit_scale
 
     @cached_property
     def fingerprint(self) -> str:
@@ -90,13 +90,13 @@ class ClipEncoder:
         check_is_list(texts, "texts")
         if not texts:
             return np.empty((0, self.dim), dtype=np.float32)
-        tokens = [self._tokens(text, truncate=truncate) for text in texts]
+        tokens = [self.tokens_of(text, truncate=truncate) for text in texts]
         by_numpy = self._is_for_numpy(len(texts))
         known = self._known_texts[by_numpy]
         rows = {text: known[text] for text in set(tokens) if text in known}
         if unknown := set(tokens) - rows.keys():
             tower = self._numpy_text_tower if by_numpy else self._text_tower
-            for batch in _bucketed(unknown):
+            for batch in bucketed(unknown):
                 rows.update(zip(batch, normalise(tower.encode(batch)), strict=True))
         self._remember(rows, by_numpy=by_numpy)
         return np.stack([rows[text] for text in tokens])
@@ -114,6 +114,19 @@ class ClipEncoder:
             return np.empty((0, self.dim), dtype=np.float32)
         return normalise(self._image_tower.encode(pixels))
 
+    def bare_towers(self) -> tuple[ImageTower, TextTower]:
+        """Both towers without their projections, for who would learn others: their features have the towers' widths."""
+        from torch import nn
+
+        from searchengine.models.clip.inference import ImageTower, TextTower
+
+        image, text = self.checkpoint.image_transformer(), self.checkpoint.text_transformer()
+        image.projection, text.projection = nn.Identity(), nn.Identity()  # type: ignore[assignment]
+        return (
+            ImageTower(image, device=self._device, precision=self.precision),
+            TextTower(text, device=self._device, precision=self.precision),
+        )
+
     def _is_for_numpy(self, texts: int) -> bool:
         """Whether texts are few enough to be encoded without torch; the vectors of the two differ by 1e-6.
 
@@ -123,7 +136,8 @@ class ClipEncoder:
         """
         return self.precision == "fp32" and self._device in ("auto", "cpu") and texts <= FEW_TEXTS
 
-    def _tokens(self, text: str, *, truncate: bool) -> Tokens:
+    def tokens_of(self, text: str, *, truncate: bool) -> Tokens:
+        """As far as its end-of-text. Raises QueryError for a text that is too long, unless it is to be cut."""
         tokens = self._tokenizer.encode(text, truncate=truncate)
         return tuple(tokens[: tokens.index(EOT) + 1])  # a text may spell out an earlier one
 
@@ -143,7 +157,7 @@ class ClipEncoder:
         return remembered_sha256(self._weights_file, folder=self._hashes_folder)
 
     @cached_property
-    def _checkpoint(self) -> Checkpoint:
+    def checkpoint(self) -> Checkpoint:
         from searchengine.models.clip.checkpoints import Checkpoint
 
         checkpoint = Checkpoint(self._weights_file)
@@ -164,22 +178,22 @@ class ClipEncoder:
     def _image_tower(self) -> ImageTower:
         from searchengine.models.clip.inference import ImageTower
 
-        return ImageTower(self._checkpoint.image_transformer(), device=self._device, precision=self.precision)
+        return ImageTower(self.checkpoint.image_transformer(), device=self._device, precision=self.precision)
 
     @cached_property
     def _text_tower(self) -> TextTower:
         from searchengine.models.clip.inference import TextTower
 
-        return TextTower(self._checkpoint.text_transformer(), device=self._device, precision=self.precision)
+        return TextTower(self.checkpoint.text_transformer(), device=self._device, precision=self.precision)
 
     @cached_property
     def _numpy_text_tower(self) -> text_numpy.TextTower:
         from searchengine.models.clip.text_numpy import TextTower
 
-        return TextTower(self._checkpoint)
+        return TextTower(self.checkpoint)
 
 
-def _bucketed(texts: set[Tokens]) -> Iterator[list[Tokens]]:
+def bucketed(texts: set[Tokens]) -> Iterator[list[Tokens]]:
     """Texts of like length together; equal beginnings side by side."""
     bucket: list[Tokens] = []
     for text in sorted(texts, key=lambda text: (len(text), text)):

@@ -41,7 +41,7 @@ class MiniEncoder:
         self.name = name
         self._hashes_folder = hashes_folder
         self._heads_file = heads_file
-        self._heads = MiniHeads.load(heads_file)
+        self.heads = MiniHeads.load(heads_file)
         self._device = device
 
     @cached_property
@@ -50,14 +50,14 @@ class MiniEncoder:
 
     @property
     def logit_scale(self) -> float:
-        return self._heads.logit_scale
+        return self.heads.logit_scale
 
     def encode_texts(self, texts: Sequence[str], *, truncate: bool = False) -> FloatMatrix:
         """Unit rows, float32 (n, 512). MiniLM reads 256 tokens; a longer text raises QueryError, or is cut there."""
         check_is_list(texts, "texts")
         if not texts:
             return np.empty((0, self.dim), dtype=np.float32)
-        return self._heads.text(self._text_tower.encode(texts, truncate=truncate))
+        return self.heads.text(self.text_tower.encode(texts, truncate=truncate))
 
     def encode_images(self, images: Sequence[ImageSource]) -> FloatMatrix:
         """Unit rows, float32 (n, 512), for PIL images or paths. Raises ImageError that names the image."""
@@ -67,15 +67,15 @@ class MiniEncoder:
         """Unit rows, float32 (n, 512), for uint8 RGB crops (n, 260, 260, 3)."""
         import torch
 
-        features: NDArray[np.float32] = self._image_tower.describe(torch.from_numpy(pixels)).cpu().numpy()
-        return self._heads.image(features)
+        features: NDArray[np.float32] = self.image_tower.describe(torch.from_numpy(pixels)).cpu().numpy()
+        return self.heads.image(features)
 
     @cached_property
-    def _text_tower(self) -> MiniLM:
+    def text_tower(self) -> MiniLM:
         return load_text_tower(hashes_folder=self._hashes_folder)
 
     @cached_property
-    def _image_tower(self) -> EfficientNetLite2:
+    def image_tower(self) -> EfficientNetLite2:
         return load_image_tower(self._device, hashes_folder=self._hashes_folder)
 
 
