@@ -30,7 +30,8 @@ class Filters:
     `after` and `before` are ISO 8601 dates or times, or beginnings of them: after <= taken_at < before. `under` is a
     folder, made absolute at once, with links followed. `camera` is a part of the camera's name, in any case. `near` is
     (latitude, longitude, radius in km), in degrees and along the Earth's surface. `min_side` is in pixels, of the
-    shorter side. `orientation` is that of the upright photo. `where` is any condition over the columns of
+    shorter side. `orientation` is that of the upright photo. `tag` is a label that `classify --write-tags` gave, or
+    several labels, all of which a photo must have. `where` is any condition over the columns of
     `searchengine.index.schema.images`, as SQLAlchemy has it: ``Filters(where=images.c.width > 2 * images.c.height)``.
     What it lets through is remembered until the next commit, so it must depend on the columns alone.
 
@@ -46,6 +47,7 @@ class Filters:
     orientation: Orientation | None = None
     min_size_bytes: int | None = None
     max_size_bytes: int | None = None
+    tag: str | tuple[str, ...] | None = None
     where: sa.ColumnElement[bool] | None = None
 
     def __post_init__(self) -> None:
@@ -60,7 +62,15 @@ class Filters:
         if self.camera is not None and not _is_utf8(self.camera):
             raise UsageError(f"camera is {printable(repr(self.camera))}; give a part of the name of a camera")
         if self.under is not None:
-            object.__setattr__(self, "under", os.path.realpath(os.path.expanduser(self.under)))
+            try:
+                object.__setattr__(self, "under", os.path.realpath(os.path.expanduser(self.under)))
+            except ValueError:
+                raise UsageError(f"under is {printable(repr(self.under))}; no folder can have that name") from None
+        if self.tag is not None:
+            labels = tuple(self.tag) if isinstance(self.tag, list | tuple) else (self.tag,)
+            if not all(isinstance(label, str) and _is_utf8(label) for label in labels):
+                raise UsageError(f"tag is {printable(repr(self.tag))}; give a label, or several")
+            object.__setattr__(self, "tag", labels or None)
         if isinstance(self.near, list):
             object.__setattr__(self, "near", tuple(self.near))
         if self.near is not None and not _is_circle(self.near):

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from searchengine.errors import ImageError, ModelMismatch, QueryError, UsageError
+from searchengine.errors import ModelMismatch, QueryError, UsageError
 from searchengine.filters import Filters
 from searchengine.hits import Hit as Hit
 from searchengine.index.photos import ImageRow
 from searchengine.index.reader import Index
 from searchengine.index.segments import Ids
-from searchengine.relevance import Background
-from searchengine.stores.local import read_local
+from searchengine.pictures import Picture, picture_of
+from searchengine.prompts import query_vectors
+from searchengine.relevance import Background, Kind
 from searchengine.text import printable
 from searchengine.vectors import Encoder, FloatMatrix, check_unit_rows, normalise
 
 if TYPE_CHECKING:
+    from searchengine.query_tree import Query
     from searchengine.vectors import ImageSource
 
 MAX_QUERY_CHARACTERS = 100_000
@@ -31,13 +31,6 @@ ATTEMPTS = 5
 
 # Half weight keeps the wanted side in charge where the two share content ("dog on a beach" less "people on a beach").
 NEGATIVE_WEIGHT = 0.5
-
-
-class Picture(NamedTuple):
-    """A query's image: its vector (dim,), and the vector's id where the image is indexed."""
-
-    vector: FloatMatrix
-    vector_id: int | None
 
 
 class Searcher:
@@ -55,14 +48,17 @@ class Searcher:
         self._background = Background(index, encoder.usual_scores)
 
     def search(self, text: str, *, k: int = 10, offset: int = 0, filters: Filters | None = None) -> list[Hit]:
-        """The k photos that `text` describes best. Raises QueryError for an empty or over-long text."""
-        return self.search_vector(self.text_vector(text), k=k, offset=offset, filters=filters)
+        """The k photos that `text` describes best, whatever it holds; for operators there is `search_query`.
+
+        Raises QueryError for an empty or over-long text.
+        """
+        return self.search_many([text], k=k, offset=offset, filters=filters)[0]
 
     def search_many(
         self, texts: Sequence[str], *, k: int = 10, offset: int = 0, filters: Filters | None = None
     ) -> list[list[Hit]]:
         """For each text what `search` finds, with one call of the encoder and one pass over the vectors."""
-        return self.search_vectors(self._text_vectors(texts), k=k, offset=offset, filters=filters)
+        return self.search_vectors(self._text_vectors(texts), k=k, offset=offset, filters=filters, kind="text")
 
     def search_image(
         self, image: ImageSource, *, k: int = 10, offset: int = 0, filters: Filters | None = None
@@ -98,7 +94,60 @@ class Searcher:
         pictures = [self._picture(image) for image in images]
         vector = self._combined([*self._text_vectors(texts), *(picture.vector for picture in pictures)], without)
         known = [picture.vector_id for picture in pictures if picture.vector_id is not None]
-        return self.search_vector(vector, k=k, offset=offset, filters=filters, without=known)
+        kind: Kind = "image" if pictures else "text"
+        return self.search_vector(vector, k=k, offset=offset, filters=filters, without=known, kind=kind)
+
+    def search_query(
+        self,
+        query: str | Query,
+        *,
+        images: Sequence[ImageSource | int] = (),
+        without: Sequence[str] = (),
+        k: int = 10,
+        offset: int = 0,
+        filters: Filters | None = None,
+    ) -> list[Hit]:
+        """The k photos that a query in the language of docs/query.md asks for; plain text is searched as by `search`.
+
+        Pictures in the query, and exact copies of them, are left out. To one that is a single vector, `images` and
+        `without` add as in `search_combined`. With AND, OR, NOT, `relevance` is the probability that all of it holds,
+        photos come in its order, and `score` is the cosine to the sum of what is wanted.
+        Raises QueryError, for an expression with the column of what is wrong.
+        """
+        from searchengine.boolean import Combination, narrowed
+        from searchengine.composition import Composition
+        from searchengine.query import Vector, parse
+        from searchengine.query_tree import shows_pictures
+
+        _check_page(k, offset)
+        asked, filters = narrowed(parse(query) if isinstance(query, str) else query, filters)
+        if asked is None:
+            raise QueryError("the query holds nothing but filters; say what the photos show, too")
+        parts = Composition(asked, text_vectors=self._text_vectors, picture=self._picture)
+        known = parts.vector_ids
+        if isinstance(asked, Vector):
+            pictures = [self._picture(image) for image in images]
+            known |= {picture.vector_id for picture in pictures if picture.vector_id is not None}
+            vector = self._combined([parts.vector(asked), *(picture.vector for picture in pictures)], without)
+            kind: Kind = "image" if pictures or shows_pictures(asked) else "text"
+            return self.search_vector(vector, k=k, offset=offset, filters=filters, without=known, kind=kind)
+        if images or without:
+            raise QueryError(
+                "pictures and texts given beside the query (--like, --not) add to a description, but this query joins "
+                "conditions; write them into it, such as AND ./x.jpg AND NOT fruit"
+            )
+        for _ in range(ATTEMPTS):
+            version = self.index.snapshot().version
+            combination = Combination(asked, parts, self.index, self._background, filters=filters, without=known)
+            ranked = combination.best(offset + k)[offset:]
+            rows = self.index.images(np.unique(ranked.photos))
+            if self.index.snapshot().version == version:
+                break
+        return [
+            _hit(rank, score, relevance, rows[photo])
+            for rank, (photo, score, relevance) in enumerate(ranked, start=offset + 1)
+            if photo in rows
+        ]
 
     def search_vector(
         self,
@@ -108,9 +157,11 @@ class Searcher:
         offset: int = 0,
         filters: Filters | None = None,
         without: Collection[int] = (),
+        kind: Kind | None = None,
     ) -> list[Hit]:
         """The k photos nearest to a unit vector of shape (dim,), after the first `offset`; see `search_vectors`."""
-        return self.search_vectors(np.asarray(vector)[None], k=k, offset=offset, filters=filters, without=without)[0]
+        queries = np.asarray(vector)[None]
+        return self.search_vectors(queries, k=k, offset=offset, filters=filters, without=without, kind=kind)[0]
 
     def search_vectors(
         self,
@@ -120,12 +171,14 @@ class Searcher:
         offset: int = 0,
         filters: Filters | None = None,
         without: Collection[int] = (),
+        kind: Kind | None = None,
     ) -> list[list[Hit]]:
         """For each of the unit vectors (q, dim) the k nearest photos, after the first `offset`.
 
-        `without` holds ids of vectors whose photos are left out. Photos of equal score come in the order of their
-        vectors' ids, then their own. A page is exact for the committed state that it saw, and pages of one state never
-        overlap nor lose a photo; as long as `index.snapshot().version` stays the same, so does the state.
+        `without` holds ids of vectors whose photos are left out; `kind`, on which relevance depends, is what the
+        vectors are, where that is known. Photos of equal score come in the order of their vectors' ids, then their own.
+        A page is exact for the committed state that it saw, and pages of one state never overlap nor lose a photo; as
+        long as `index.snapshot().version` stays the same, so does the state.
         Raises UsageError for vectors that are not of this index's kind, k < 1 or offset < 0.
         """
         _check_page(k, offset)
@@ -144,7 +197,7 @@ class Searcher:
                 if photo in rows
             ]
             for photos, scores, relevances in (
-                (photos, scores, self._background.relevance(query, scores))
+                (photos, scores, self._background.relevance(query, scores, kind=kind))
                 for query, (photos, scores) in zip(queries, pages, strict=True)
             )
         ]
@@ -221,56 +274,16 @@ class Searcher:
                 raise QueryError(
                     f"the query has {len(text):,} characters, more than {MAX_QUERY_CHARACTERS:,}; shorten it"
                 )
-        return self.encoder.encode_texts(texts) if texts else np.empty((0, self.index.dim), np.float32)
+        return query_vectors(texts, encoder=self.encoder)
 
     def _picture(self, image: ImageSource | int) -> Picture:
         """Raises QueryError."""
-        if isinstance(image, int | np.integer):
-            row = self.index.image(int(image)) if 0 < image < 2**63 else None
-            stored = None if row is None else self._stored(row.vector_id)
-            if stored is None:
-                raise QueryError(f"the index has no photo with id {image}; ids are in the results of a search")
-            return stored
-        known = self._vector_id_of(image)
-        stored = None if known is None else self._stored(known)
-        return stored or Picture(self._encode_image(image), None)
-
-    def _stored(self, vector_id: int) -> Picture | None:
-        """None where a compaction has dropped the vector since its row was read."""
-        try:
-            return Picture(self.index.vector(vector_id), vector_id)
-        except KeyError:
-            return None
-
-    def _vector_id_of(self, image: ImageSource) -> int | None:
-        """The id of the vector of a file whose content is indexed, under whatever name."""
-        if not isinstance(image, str | os.PathLike):
-            return None
-        from searchengine.decode import DEFAULT_LIMITS
-
-        try:
-            data = read_local(os.fspath(image), max_bytes=DEFAULT_LIMITS.max_file_bytes)
-        except ImageError as error:
-            raise _unusable(image, error) from None
-        return self.index.vector_id_by_content(hashlib.sha256(data).digest())
-
-    def _encode_image(self, image: ImageSource) -> FloatMatrix:
-        try:
-            vector: FloatMatrix = self.encoder.encode_images([image])[0]
-        except ImageError as error:
-            raise _unusable(image, error) from None
-        return vector
+        return picture_of(image, index=self.index, encoder=self.encoder)
 
 
 def _check_page(k: int, offset: int) -> None:
     if k < 1 or offset < 0:
         raise UsageError(f"k is {k} and offset {offset}; k must be at least 1, offset at least 0")
-
-
-def _unusable(image: ImageSource, error: ImageError) -> QueryError:
-    shown = printable(os.fspath(image)) if isinstance(image, str | os.PathLike) else "given"
-    reason = str(error).removeprefix(f"{shown}: ")
-    return QueryError(f"the image {shown} cannot be a query: {reason}; use another picture")
 
 
 def _hit(rank: int, score: float, relevance: float, row: ImageRow) -> Hit:

@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 
 from indexer.pipeline import build
 from searchengine import Searcher, open_index
-from searchengine.cli.queries import SearchRequest, answer, names_a_picture, picture
+from searchengine.cli.queries import SearchRequest, answer, asked_by, names_a_picture, picture
 from searchengine.errors import QueryError, UsageError
 from searchengine.filters import ORIENTATIONS, Filters
 from searchengine.index.schema import images
+from searchengine.query import MAX_CHARACTERS
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,6 +57,15 @@ REQUESTS = st.builds(
 @given(REQUESTS)
 def test_a_request_comes_out_of_json_as_it_went_in(request: SearchRequest) -> None:
     assert SearchRequest.from_dict(json.loads(json.dumps(request.as_dict()))) == request
+
+
+def test_an_expression_may_be_longer_in_a_request_than_as_it_was_written(searcher: Searcher) -> None:
+    text = '"' + "\\x" * 150 + '"'
+    request = asked_by(" OR ".join([text] * 31 + ["image:/none.jpg"]))
+    assert len(request.expression or "") > MAX_CHARACTERS
+    assert request.files() == ["/none.jpg"]
+    with pytest.raises(QueryError, match=r"/none\.jpg cannot be a query"):
+        answer(request, searcher)
 
 
 def test_a_condition_in_sql_stays_in_its_process() -> None:

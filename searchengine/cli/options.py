@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-import math
-import re
 from collections.abc import Callable
-from datetime import date, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from searchengine.cli.output import notice, progress_bar
-from searchengine.errors import IndexNotFound, ModelUnusable
+from searchengine.conditions import circle_of, date_of, size_bytes_of
+from searchengine.errors import IndexNotFound, ModelUnusable, UsageError
 from searchengine.filters import ORIENTATIONS, Filters, Orientation
 
 if TYPE_CHECKING:
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from searchengine.vectors import Encoder
 
 Command = Callable[..., Any]
+Value = TypeVar("Value")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON: one object, or one a line.")
 index_option = click.option(
@@ -52,6 +51,7 @@ def filter_options(command: Command) -> Command:
     @click.option("--orientation", type=click.Choice(ORIENTATIONS), help="Only photos of this shape.")
     @click.option("--min-size", metavar="SIZE", help="Only files of SIZE (300K, 2M, 1G) or more.")
     @click.option("--max-size", metavar="SIZE", help="Only files of SIZE or less.")
+    @click.option("--tag", multiple=True, metavar="LABEL", help="Only photos that `classify` tagged so; repeatable.")
     @functools.wraps(command)
     def wrapper(
         *args: Any,
@@ -64,6 +64,7 @@ def filter_options(command: Command) -> Command:
         orientation: Orientation | None,
         min_size: str | None,
         max_size: str | None,
+        tag: tuple[str, ...],
         **kwargs: Any,
     ) -> Any:
         filters = Filters(
@@ -76,6 +77,7 @@ def filter_options(command: Command) -> Command:
             orientation=orientation,
             min_size_bytes=parse_size(min_size, "--min-size"),
             max_size_bytes=parse_size(max_size, "--max-size"),
+            tag=tag,
         )
         return command(*args, filters=filters, **kwargs)
 
@@ -84,39 +86,25 @@ def filter_options(command: Command) -> Command:
 
 def parse_date(text: str | None, option: str) -> str | None:
     """The first instant of a year, month, day, or a time itself, in ISO 8601."""
-    if text is None:
-        return None
-    for form in ("%Y", "%Y-%m", "%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"):
-        try:
-            return datetime.strptime(text, form).isoformat()
-        except ValueError:
-            continue
-    relative = {"today": date.today(), "yesterday": date.today() - timedelta(days=1)}.get(text.lower())
-    if relative is None:
-        raise click.BadParameter(f"{text!r} is no date; write 2024, 2024-05, 2024-05-31 or today", param_hint=option)
-    return datetime(relative.year, relative.month, relative.day).isoformat()
+    return _parsed(date_of, text, option)
 
 
 def parse_near(text: str | None) -> tuple[float, float, float] | None:
-    if text is None:
-        return None
-    try:
-        latitude, longitude, radius_km = (float(part) for part in text.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not LAT,LON,KM such as 48.86,2.35,10", param_hint="--near") from None
-    if not (abs(latitude) <= 90 and abs(longitude) <= 180 and 0 <= radius_km < math.inf):
-        raise click.BadParameter(f"{text!r} is no place on Earth with a radius in km", param_hint="--near")
-    return latitude, longitude, radius_km
+    return _parsed(circle_of, text, "--near")
 
 
 def parse_size(text: str | None, option: str, *, units: str = "KMG") -> int | None:
     """Bytes: a number, or one with a letter of `units`, each 1,024 times the one before."""
+    return _parsed(functools.partial(size_bytes_of, units=units), text, option)
+
+
+def _parsed(read: Callable[[str], Value], text: str | None, option: str) -> Value | None:
     if text is None:
         return None
-    match = re.fullmatch(rf"(\d{{1,12}}(?:\.\d{{1,6}})?)\s*([{units}]?)(?:i?B)?", text, re.ASCII | re.IGNORECASE)
-    if match is None:
-        raise click.BadParameter(f"{text!r} is no size; write 300K, 2.5M or 1G", param_hint=option)
-    return round(float(match[1]) * 2.0 ** (10 * f" {units}".index(match[2].upper() or " ")))
+    try:
+        return read(text)
+    except UsageError as error:
+        raise click.BadParameter(str(error), param_hint=option) from None
 
 
 def settings_from(**flags: Any) -> Settings:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from searchengine.cli.options import device_option, filter_options, index_option, settings_from
-from searchengine.cli.queries import SearchRequest, find, names_a_picture, picture
+from searchengine.cli.queries import SearchRequest, asked_by, find, picture
 from searchengine.cli.results import present, result_options
 
 if TYPE_CHECKING:
@@ -35,12 +35,18 @@ def command(
     QUERY is a description. An existing file written as a path (./x.jpg, /photos/x.jpg, ~/x.jpg) is a picture to
     compare with; plain words never are. An indexed picture does not return itself. Exit code 1 means that nothing was
     found.
+
+    Parts are weighted and combined with + and -: '2:"golden retriever" + ./pool.jpg - fruit'. AND, OR, NOT and
+    parentheses join conditions: 'dog AND (beach OR "a pool") AND NOT leash AND after:2023'. Conditions like after:2023
+    have the names of the options below; id:4711 is an indexed photo. Signs stand between blanks, words are in capitals,
+    "quotes" keep a text as it is.
     """
     query = " ".join(words)
-    as_picture = names_a_picture(query)
+    asked = asked_by(query)
     request = SearchRequest(
-        texts=(query,) if query and not as_picture else (),
-        pictures=tuple(picture(name) for name in ([query] if as_picture else []) + list(like)),
+        expression=asked.expression,
+        texts=asked.texts,
+        pictures=(*asked.pictures, *map(picture, like)),
         unwanted=without,
         filters=filters,
         k=presentation.k,

@@ -8,7 +8,7 @@ import os
 import sqlalchemy as sa
 
 from searchengine.filters import Filters as Filters
-from searchengine.index.schema import encode_key, images
+from searchengine.index.schema import encode_key, images, labels, tags
 from searchengine.stores.local import LOCAL
 
 EARTH_RADIUS_KM = 6371.0088  # mean radius, IUGG
@@ -49,6 +49,7 @@ def condition_of(filters: Filters | None) -> sa.ColumnElement[bool]:
         conditions.append(images.c.size_bytes >= given.min_size_bytes)
     if given.max_size_bytes is not None:
         conditions.append(images.c.size_bytes <= given.max_size_bytes)
+    conditions += [_has_tag(label) for label in given.tag or ()]
     if given.where is not None:
         conditions.append(given.where)
     return sa.and_(*conditions)
@@ -65,6 +66,11 @@ def is_named_camera(part: str) -> sa.ColumnElement[bool]:
     following = sa.select(sa.func.min(photos.c.camera)).where(photos.c.camera > names.c.name)
     names = names.union_all(sa.select(following.scalar_subquery()).where(names.c.name.is_not(None)))
     return images.c.camera.in_(sa.select(names.c.name).where(names.c.name.icontains(part, autoescape=True)))
+
+
+def _has_tag(label: str) -> sa.ColumnElement[bool]:
+    tagged = sa.select(tags.c.vector_id).join(labels, labels.c.id == tags.c.label_id).where(labels.c.label == label)
+    return images.c.vector_id.in_(tagged)
 
 
 def starts_with(column: sa.Column[str], prefix: str) -> sa.ColumnElement[bool]:

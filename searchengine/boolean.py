@@ -1,0 +1,296 @@
+"""AND, OR and NOT over the probabilities that a photo matches, with filters inside.
+
+Probabilities of different conditions are taken for independent, and combined as logarithms, so that neither photos that
+match hardly nor photos that match surely all look the same.
+
+Which photos are worth it, `NEAREST` of each condition tell first, where there is an `ann/`. Of a photo beyond those it
+is known what it can be at most, so what lies above that is final: Fagin's threshold algorithm (Fagin, Lotem, Naor,
+"Optimal aggregation algorithms for middleware", 2003). If that is too little, every vector is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from searchengine.composition import Composition, combined
+from searchengine.filters import Filters
+from searchengine.index import exact
+from searchengine.index.filters import condition_of
+from searchengine.index.reader import Index
+from searchengine.index.segments import Ids
+from searchengine.index.snapshot import COMPARED_AT_MOST, DEPTHS
+from searchengine.index.table import NO_ROWS, Rows
+from searchengine.query_tree import And, Condition, Not, Or, Query, Vector, shows_pictures
+from searchengine.relevance import Background, Kind
+from searchengine.vectors import FloatMatrix
+
+NEAREST = DEPTHS[-1]
+
+# Probabilities of so many photos are held at a time.
+ROWS_AT_A_TIME = 2**18
+
+# Log-odds are compared in so many decimals: which of two equal photos comes first never depends on what rounds how.
+DECIMALS = 9
+
+Probabilities = NDArray[np.float64]
+
+
+class Leaf(NamedTuple):
+    """A condition that is not made of others, by its number; `negated` where the opposite is asked for."""
+
+    number: int
+    negated: bool
+
+
+class Branch(NamedTuple):
+    """All of its parts hold, or any of them."""
+
+    all_of: bool
+    parts: tuple[Leaf | Branch, ...]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Photos, best first: their ids, scores, and the probabilities that they match, each (n,)."""
+
+    photos: Ids
+    scores: FloatMatrix
+    probabilities: Probabilities
+
+    def __getitem__(self, places: slice | NDArray[np.generic]) -> Ranked:
+        return Ranked(self.photos[places], self.scores[places], self.probabilities[places])
+
+    def __iter__(self) -> Iterator[tuple[int, float, float]]:
+        return zip(self.photos.tolist(), self.scores.tolist(), self.probabilities.tolist(), strict=True)
+
+    def __add__(self, others: Ranked) -> Ranked:
+        return Ranked(*(np.concatenate(both) for both in zip(vars(self).values(), vars(others).values(), strict=True)))
+
+
+def is_filter(query: Query) -> bool:
+    """Whether filters alone decide."""
+    match query:
+        case Not(part):
+            return is_filter(part)
+        case And(parts) | Or(parts):
+            return all(is_filter(part) for part in parts)
+    return isinstance(query, Condition)
+
+
+def narrowed(query: Query, filters: Filters | None) -> tuple[Query | None, Filters | None]:
+    """A query less the filters that all its photos must pass, None where nothing else is left; and all such filters."""
+    parts = query.parts if isinstance(query, And) else (query,)
+    given = filters or Filters()
+    for part in parts:
+        if isinstance(part, Condition) and getattr(given, part.field) is None:
+            given = replace(given, **{part.field: getattr(part.filters, part.field)})
+        elif is_filter(part):
+            given = replace(given, where=_sql(part) if given.where is None else sa.and_(given.where, _sql(part)))
+    others = tuple(part for part in parts if not is_filter(part))
+    rest = And(others) if len(others) > 1 else others[0] if others else None
+    return rest, given if given else None
+
+
+def _sql(query: Query) -> sa.ColumnElement[bool]:
+    """A filter as a condition on `images`."""
+    match query:
+        case Condition():
+            return condition_of(query.filters)
+        case Not(part):
+            return _fails(_sql(part))
+        case And(parts):
+            return sa.and_(*map(_sql, parts))
+        case Or(parts):
+            return sa.or_(*map(_sql, parts))
+    raise AssertionError(query)
+
+
+def _fails(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+    """A photo whose facts are not known passes no filter, so it passes the opposite."""
+    return sa.func.coalesce(condition, sa.false()) == sa.false()
+
+
+class Combination:
+    """A query of AND, OR, NOT, answered from one committed state.
+
+    Photos must pass `filters`; those of the vectors `without` are left out. Raises QueryError.
+    """
+
+    def __init__(
+        self,
+        query: Query,
+        parts: Composition,
+        index: Index,
+        background: Background,
+        *,
+        filters: Filters | None = None,
+        without: Collection[int] = (),
+    ) -> None:
+        self._index = index
+        self._snapshot = index.snapshot()
+        self._table = self._snapshot.table
+        self._background = background
+        self._filters = filters
+        self._among = index.vector_ids(filters) if filters else None
+        self._without = np.fromiter(without, np.int64)
+        self._leaves: list[Query] = []
+        self._tree = self._normal_form(query, negated=False)
+        self._vectors = {n: parts.vector(leaf) for n, leaf in enumerate(self._leaves) if isinstance(leaf, Vector)}
+        self._conditions = {n: _sql(leaf) for n, leaf in enumerate(self._leaves) if is_filter(leaf)}
+        self._direction = self._direction_of_score()
+
+    def best(self, count: int) -> Ranked:
+        """The `count` best photos, or all there are; the first j are the same for every `count` >= j."""
+        table = self._table
+        rows = np.arange(len(table)) if self._among is None else table.rows_of(self._among)
+        rows = rows[~table.is_dead(rows) & ~np.isin(table.ids[rows], self._without)]
+        if self._snapshot.ann is None or len(rows) <= COMPARED_AT_MOST:
+            return self._ranked(self._worth_it(rows, count))[0][:count]
+        final = self._final(rows)
+        if len(final.photos) >= count:
+            return final[:count]
+        ranked, _ = self._ranked(self._worth_it(rows, count))
+        return (final + ranked[~np.isin(ranked.photos, final.photos)])[:count]
+
+    def _final(self, rows: Rows) -> Ranked:
+        """The best photos, as far as the nearest of each condition alone can tell."""
+        is_allowed = np.zeros(len(self._table), np.bool_)
+        is_allowed[rows] = True
+        found = [NO_ROWS]
+        limits = {number: np.ones(1) for number in self._conditions}
+        for number, vector in self._vectors.items():
+            scores, ids = self._snapshot.rank(vector, k=NEAREST, among=self._among)
+            found.append(self._table.rows_of(ids))
+            limits[number] = self._probabilities(number, scores.min(initial=1, keepdims=True))
+        at_most = self._log_odds(lambda leaf: np.zeros(1) if leaf.negated else limits[leaf.number])
+        candidates = np.unique(np.concatenate(found))
+        ranked, log_odds = self._ranked(candidates[is_allowed[candidates]])
+        return ranked[log_odds > at_most]
+
+    def _worth_it(self, rows: Rows, count: int) -> Rows:
+        """Those of `rows` that can be among the `count` best, whatever float32 rounds."""
+        passes = {
+            number: [self._is_among(Filters(where=where)) for where in (condition, _fails(condition))]
+            for number, condition in self._conditions.items()
+        }
+        parts = [
+            self._bounds(rows[start : start + ROWS_AT_A_TIME], passes) for start in range(0, len(rows), ROWS_AT_A_TIME)
+        ]
+        rows, least, most = (np.concatenate(part) for part in zip((NO_ROWS, *[np.empty(0)] * 2), *parts, strict=True))
+        if len(rows) <= count:
+            return rows
+        found: Rows = rows[most >= np.partition(least, -count)[-count]]
+        return found
+
+    def _bounds(
+        self, rows: Rows, passes: Mapping[int, Sequence[NDArray[np.bool_]]]
+    ) -> tuple[Rows, NDArray[np.float64], NDArray[np.float64]]:
+        """Those of `rows` that can be found, and what the log-odds of their photos are at least and at most.
+
+        `passes` holds for each filter whether some photos of a row pass, and whether some fail: copies may differ.
+        """
+        scores = self._rough_scores(rows)
+        sound = np.isfinite(scores).all(axis=0)  # others are damage, which `verify` tells
+        rows, scores = rows[sound], scores[:, sound]
+        bounds: dict[int, tuple[Probabilities, ...]] = {
+            number: (np.where(some_fail[rows], 0.0, 1.0), np.where(some_pass[rows], 1.0, 0.0))
+            for number, (some_pass, some_fail) in passes.items()
+        }
+        for number, rough in zip(self._vectors, scores, strict=True):
+            either = np.concatenate([rough - exact.ROUNDING, rough + exact.ROUNDING])
+            bounds[number] = tuple(np.split(self._probabilities(number, either), 2))
+        least = self._log_odds(lambda leaf: bounds[leaf.number][leaf.negated])
+        most = self._log_odds(lambda leaf: bounds[leaf.number][not leaf.negated])
+        return rows, least, most
+
+    def _is_among(self, filters: Filters) -> NDArray[np.bool_]:
+        """For each row of the table, whether it has a photo that passes."""
+        found = np.zeros(len(self._table), np.bool_)
+        found[self._table.rows_of(self._index.vector_ids(filters))] = True
+        return found
+
+    def _rough_scores(self, rows: Rows) -> FloatMatrix:
+        """Inner products (vectors, rows) of each vector of the query with some of the table, as float32 rounds them."""
+        scores = np.empty((len(self._vectors), len(rows)), np.float32)
+        for start in range(0, len(rows), exact.ROWS_PER_BLOCK):
+            block = slice(start, start + exact.ROWS_PER_BLOCK)
+            for number, vector in enumerate(self._vectors.values()):  # while the block is in the processor's cache
+                scores[number, block] = self._table.scores(vector, rows[block])
+        return scores
+
+    def _ranked(self, rows: Rows) -> tuple[Ranked, NDArray[np.float64]]:
+        """The photos of these vectors that pass, best first, and their log-odds, by exact scores."""
+        rows = np.sort(rows)
+        ids = self._table.ids[rows]
+        photos, places = self._index.photos_of(ids, filters=self._filters)
+        probabilities = {
+            number: self._probabilities(number, self._table.exact_scores(vector, rows))[places]
+            for number, vector in self._vectors.items()
+        }
+        for number, condition in self._conditions.items():
+            passing, _ = self._index.photos_of(ids, filters=Filters(where=condition))
+            probabilities[number] = np.isin(photos, passing).astype(np.float64)
+        log_odds = self._log_odds(lambda leaf: probabilities[leaf.number])
+        scores = self._table.exact_scores(self._direction, rows)[places]
+        order = np.lexsort((photos, ids[places], -scores, -log_odds))
+        return Ranked(photos, scores, _logistic(log_odds))[order], log_odds[order]
+
+    def _probabilities(self, number: int, scores: FloatMatrix) -> Probabilities:
+        kind: Kind = "image" if shows_pictures(self._leaves[number]) else "text"
+        found = self._background.relevance(self._vectors[number], scores, kind=kind)
+        return np.clip(found.astype(np.float64), 0, 1)
+
+    def _log_odds(self, probability: Callable[[Leaf], Probabilities]) -> NDArray[np.float64]:
+        """Those (n,) of the whole, from the probabilities (n,) of each leaf as if it were not negated."""
+
+        def logarithms(tree: Leaf | Branch) -> tuple[Probabilities, Probabilities]:
+            """Of the probability that it holds, and that it fails."""
+            if isinstance(tree, Leaf):
+                holds = probability(tree)
+                found = np.log(holds), np.log1p(-holds)
+                return found[::-1] if tree.negated else found
+            parts = [logarithms(part) for part in tree.parts]
+            if tree.all_of:
+                every = np.sum([holds for holds, _ in parts], axis=0)
+                return every, np.log(-np.expm1(every))
+            none = np.sum([fails for _, fails in parts], axis=0)
+            return np.log(-np.expm1(none)), none
+
+        with np.errstate(divide="ignore"):
+            holds, fails = logarithms(self._tree)
+        return np.round(holds - fails, DECIMALS)
+
+    def _normal_form(self, query: Query, *, negated: bool) -> Leaf | Branch:
+        """NOT only before conditions, by De Morgan's laws, which probabilities that are independent obey, too."""
+        if isinstance(query, Not) and not is_filter(query):
+            return self._normal_form(query.part, negated=not negated)
+        if isinstance(query, And | Or) and not is_filter(query):
+            parts = tuple(self._normal_form(part, negated=negated) for part in query.parts)
+            return Branch(isinstance(query, And) != negated, parts)
+        if query not in self._leaves:
+            self._leaves.append(query)
+        return Leaf(self._leaves.index(query), negated)
+
+    def _direction_of_score(self) -> FloatMatrix:
+        """What a score is the cosine to: the sum of what is asked for; else the opposite of what is not."""
+        signs = {leaf.number: leaf.negated for leaf in sorted(_leaves_of(self._tree), reverse=True)}
+        wanted = [vector for number, vector in self._vectors.items() if not signs[number]]
+        return combined([(1, vector) for vector in wanted] or [(-1, vector) for vector in self._vectors.values()])
+
+
+def _leaves_of(tree: Leaf | Branch) -> Iterator[Leaf]:
+    if isinstance(tree, Leaf):
+        yield tree
+    else:
+        for part in tree.parts:
+            yield from _leaves_of(part)
+
+
+def _logistic(log_odds: Probabilities) -> Probabilities:
+    return np.exp(-np.logaddexp(0, -log_odds))
