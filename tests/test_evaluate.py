@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import html
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from commandline import Cli
 from fakes import FakeEncoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.pipeline import build
-from searchengine.captions import read_captions
+from searchengine.captions import CaptionedPhoto, read_captions
+from searchengine.cli.evaluation_page import render_evaluation
 from searchengine.errors import ModelMismatch, UsageError
 from searchengine.evaluate import evaluate, image_to_text, text_to_image
 from searchengine.index.reader import Index
+from searchengine.metrics import average_precision, ranks_of_images, retrieval
+from searchengine.models import registry
 
 Paint = Callable[..., Path]
 
@@ -72,7 +79,7 @@ def test_many_texts_are_ranked_in_blocks_as_at_once(monkeypatch: pytest.MonkeyPa
     texts, images = random.standard_normal((50, 4)), random.standard_normal((25, 4))
     owner = np.repeat(np.arange(25), 2)
     whole = text_to_image(texts, images, owner), image_to_text(texts, images, owner)
-    monkeypatch.setattr("searchengine.evaluate.ROWS_PER_BLOCK", 7)
+    monkeypatch.setattr("searchengine.metrics.ROWS_PER_BLOCK", 7)
     assert (text_to_image(texts, images, owner), image_to_text(texts, images, owner)) == whole
 
 
@@ -174,3 +181,166 @@ def test_vectors_of_the_index_are_used_and_give_the_same_result(
         assert sum(encoder.batches) == 4
         with pytest.raises(ModelMismatch):
             evaluate(photos, encoder=FakeEncoder(name="other"), index=index)
+
+
+def entries_of(tmp_path: Path, entries: list[tuple[str, list[str]]]) -> list[CaptionedPhoto]:
+    return read_captions(
+        written(tmp_path, [{"file": name, "captions": captions} for name, captions in entries]), images=tmp_path
+    )
+
+
+def test_a_photo_that_is_listed_twice_or_copied_counts_once(tmp_path: Path, paint: Paint, encoder: FakeEncoder) -> None:
+    for number in range(3):
+        paint(f"{number}.png", number)
+    shutil.copyfile(tmp_path / "1.png", tmp_path / "copy.png")
+    once = [("0.png", ["a", "b"]), ("1.png", ["c", "d", "e"]), ("2.png", ["f"])]
+    more = [*once[:2], ("./0.png", ["a", "b"]), ("copy.png", ["e", "c"]), once[2], ("2.png", ["f"])]
+    plain, doubled = (evaluate(entries_of(tmp_path, entries), encoder=encoder) for entries in (once, more))
+    assert (plain.duplicates, doubled.duplicates) == (0, 3)
+    assert replace(doubled, duplicates=0) == plain
+    assert (doubled.images, doubled.captions) == (3, 6)
+
+
+def test_captions_of_a_copy_are_added_to_those_of_its_photo(tmp_path: Path, paint: Paint, encoder: FakeEncoder) -> None:
+    paint("0.png", 0)
+    shutil.copyfile(tmp_path / "0.png", tmp_path / "copy.png")
+    result = evaluate(entries_of(tmp_path, [("0.png", ["a"]), ("copy.png", ["b", "b"])]), encoder=encoder)
+    assert (result.images, result.captions, result.text_to_image.recall[1]) == (1, 3, 1.0)
+
+
+@given(
+    wrong=st.lists(st.integers(0, 5), max_size=6),
+    right=st.lists(st.integers(0, 5), min_size=1, max_size=6),
+    seed=st.integers(0, 9),
+)
+def test_average_precision_is_the_mean_precision_at_each_right_photo_equals_counted_as_late(
+    wrong: list[int], right: list[int], seed: int
+) -> None:
+    precisions = []
+    for place, score in enumerate(sorted(right, reverse=True), start=1):
+        precisions.append(place / (place + sum(other >= score for other in wrong)))
+    order = np.random.default_rng(seed).permutation(len(wrong) + len(right))
+    scores, shown = np.float32(wrong + right)[order], np.array([False] * len(wrong) + [True] * len(right))[order]
+    assert average_precision(scores, shown) == pytest.approx(np.mean(precisions))
+
+
+def test_intervals_hold_their_figures_are_narrower_for_more_photos_and_the_same_each_time() -> None:
+    widths = []
+    for photos in (20, 2000):
+        ranks = np.random.default_rng(0).integers(1, 20, 5 * photos).astype(np.float64)
+        owner = np.repeat(np.arange(photos), 5)
+        found = retrieval(ranks, owner=owner)
+        assert found == retrieval(ranks, owner=owner)
+        figures = found.as_dict()
+        for name, (low, high) in found.intervals.items():
+            assert low <= figures[name] <= high  # type: ignore[operator]
+        assert set(found.intervals) == {"recall@1", "recall@5", "recall@10", "median_rank"}
+        widths.append(found.intervals["recall@5"][1] - found.intervals["recall@5"][0])
+    assert widths[1] < 0.25 * widths[0]
+
+
+def test_captions_of_one_photo_are_drawn_together() -> None:
+    """Five captions that always agree tell no more than one, and the interval must say so."""
+    one = np.random.default_rng(1).integers(1, 20, 100).astype(np.float64)
+    five, owner = np.repeat(one, 5), np.repeat(np.arange(100), 5)
+    alone, agreeing = retrieval(one, owner=np.arange(100)), retrieval(five, owner=owner)
+    assert agreeing.intervals["recall@5"] == pytest.approx(alone.intervals["recall@5"], abs=1e-9)
+
+
+def test_the_worst_failures_are_one_caption_a_photo_with_what_came_first_instead(
+    tmp_path: Path, paint: Paint, encoder: FakeEncoder
+) -> None:
+    for number in range(12):
+        paint(f"{number}.png", number)
+    entries = [(f"{number}.png", [f"text {number} {place}" for place in range(3)]) for number in range(12)]
+    photos = entries_of(tmp_path, entries)
+    result = evaluate(photos, encoder=encoder)
+    images = encoder.encode_images([photo.path for photo in photos])
+    texts = encoder.encode_texts([caption for photo in photos for caption in photo.captions])
+    ranks = ranks_of_images(texts, images, np.repeat(np.arange(12), 3)).reshape(12, 3)
+    assert [failure.rank for failure in result.worst] == sorted(ranks.max(axis=1)[ranks.max(axis=1) > 1], reverse=True)
+    for failure in result.worst:
+        scores = images @ encoder.encode_texts([failure.caption])[0]
+        order = [photos[place].path for place in np.argsort(-scores, kind="stable")]
+        assert order.index(failure.path) == failure.rank - 1
+        assert [path for path, _ in failure.first] == [path for path in order[:5] if path != failure.path][:4]
+
+
+def concepts_of(tmp_path: Path, paint: Paint) -> list[CaptionedPhoto]:
+    """Twelve photos of dogs, twelve of cats, each said by both captions."""
+    entries = []
+    for number in range(24):
+        paint(f"{number}.png", number)
+        thing = "dog" if number % 2 else "cat"
+        entries.append((f"{number}.png", [f"a {thing} sleeps", f"one {thing} runs"]))
+    return entries_of(tmp_path, entries)
+
+
+def test_what_captions_say_is_asked_for_by_name(tmp_path: Path, paint: Paint, encoder: FakeEncoder) -> None:
+    photos = concepts_of(tmp_path, paint)
+    result = evaluate(photos, encoder=encoder)
+    assert result.concepts is not None
+    found = {concept.name: concept for concept in result.concepts.of_each}
+    assert {"dog", "cat"} <= set(found)
+    images = encoder.encode_images([photo.path for photo in photos])
+    scores = images @ encoder.encode_texts(["dog"])[0]
+    shown = np.arange(24) % 2 == 1
+    assert found["dog"].photos == 12
+    assert found["dog"].average_precision == pytest.approx(average_precision(scores, shown))
+    assert result.concepts.map == pytest.approx(np.mean([one.average_precision for one in result.concepts.of_each]))
+    written_out = json.loads(json.dumps(result.as_dict(), allow_nan=False))
+    assert (written_out["concepts"], written_out["map"]) == (len(found), result.concepts.map)
+    assert {"precision", "recall", "f1", "oracle_f1", "false_alarms"} <= set(written_out["cutoff"])
+    assert set(written_out["intervals"]["concepts"]) == {"map", *written_out["cutoff"]}
+    assert set(written_out["intervals"]["text_to_image"]) == set(written_out["text_to_image"])
+
+
+def test_without_concepts_there_is_nothing_to_ask_by_name(tmp_path: Path, paint: Paint, encoder: FakeEncoder) -> None:
+    paint("0.png", 0)
+    result = evaluate(entries_of(tmp_path, [("0.png", ["a b"])]), encoder=encoder)
+    assert result.concepts is None
+    figures = result.as_dict()
+    assert (figures["concepts"], figures["map"], figures["cutoff"]) == (0, None, None)
+    assert "share too few words" in render_evaluation(result, title="x")
+
+
+def test_the_report_is_one_page_with_the_pictures_inside_and_everything_escaped(
+    tmp_path: Path, paint: Paint, encoder: FakeEncoder
+) -> None:
+    photos = concepts_of(tmp_path, paint)
+    nasty = '<script>alert(1)</script> & "x"'
+    paint("<b>.png", 99)
+    photos.append(CaptionedPhoto(path=tmp_path / "<b>.png", captions=(nasty,)))
+    result = evaluate(photos, encoder=encoder)
+    (tmp_path / "1.png").unlink()
+    page = render_evaluation(replace(result, worst=result.worst[:30]), title=f"of {nasty}")
+    assert "<script" not in page
+    assert "<b>" not in page
+    assert 'src="http' not in page
+    assert "default-src 'none'" in page
+    assert page.count('src="data:image/jpeg;base64,') > len(result.worst)
+    assert page.count("its photo, first here, came at rank") == len(result.worst)
+    assert "not readable now" in page
+    for failure in result.worst:
+        assert html.escape(failure.caption) in page
+
+
+@pytest.mark.usefixtures("own_home")
+def test_the_command_writes_the_report_and_the_figures(
+    cli: Cli, tmp_path: Path, paint: Paint, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "load_encoder", lambda *_, **__: encoder)
+    concepts_of(tmp_path, paint)
+    arguments = ["evaluate", tmp_path / "captions.json", "--images", tmp_path, "--model", "mini"]
+    done = cli(*arguments, "--report", tmp_path / "report.html", "--json")
+    (line,) = done.lines
+    assert {"text_to_image", "image_to_text", "images", "captions", "model"} <= set(line)
+    assert {"recall@1", "recall@5", "recall@10", "median_rank"} <= set(line["image_to_text"])
+    assert (tmp_path / "report.html").read_text("utf-8").startswith("<!doctype html>")
+    assert "asked for by name" in cli(*arguments).out
+    assert cli(*arguments, "--report", tmp_path / "0.png").code == 2
+    assert (tmp_path / "0.png").stat().st_size > 0
+    monkeypatch.setenv("SEARCHENGINE_MAX_PIXELS", "1")
+    refused = cli(*arguments)
+    assert (refused.code, refused.out) == (2, "")
+    assert "max_pixels" in refused.err

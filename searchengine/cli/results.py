@@ -107,12 +107,12 @@ def present(hits: list[Hit], presentation: Presentation, *, title: str) -> int:
     if presentation.sheet:
         from searchengine.cli.sheet import draw_sheet
 
-        draw_sheet(hits, title=title, match=MATCH).save(_writable(presentation.sheet, ".png"), format="PNG")
+        draw_sheet(hits, title=title, match=MATCH).save(writable(presentation.sheet, ".png"), format="PNG")
         notice(f"wrote {printable(presentation.sheet)}")
     if presentation.html:
         from searchengine.cli.page import render_page
 
-        _writable(presentation.html, ".html", ".htm").write_text(render_page(hits, title=title, match=MATCH), "utf-8")
+        writable(presentation.html, ".html", ".htm").write_text(render_page(hits, title=title, match=MATCH), "utf-8")
         notice(f"wrote {printable(presentation.html)}")
     if not hits:
         if presentation.format == "table":
@@ -131,7 +131,7 @@ def present(hits: list[Hit], presentation: Presentation, *, title: str) -> int:
     return FOUND
 
 
-def _writable(path: str, *suffixes: str) -> Path:
+def writable(path: str, *suffixes: str) -> Path:
     """The path, proven writable before work is put into it. Raises UsageError.
 
     The name must say what it will hold, so that a slip of the hand cannot put a page in place of a photo.
