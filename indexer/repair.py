@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from indexer.checks.problems import (
     DeleteFile,
     DropRows,
+    FinishChange,
     Problem,
     RebuildTables,
     Repair,
@@ -19,11 +20,12 @@ from indexer.checks.problems import (
     SetCounter,
 )
 from indexer.compact import merge_segments
+from indexer.leftovers import finish_change
 from indexer.lock import LockedIndex
 from indexer.salvage import rebuild_tables
 from searchengine.errors import IndexFormatError
 from searchengine.index.layout import IndexIdentity
-from searchengine.index.schema import ANN_VERSION, ann, schema_version
+from searchengine.index.schema import ANN_VERSION, TAGS_VERSION, ann, schema_version, taggings
 
 # What refers to the rows of a table: (table, condition on the deleted rowid).
 DEPENDENTS = {
@@ -32,6 +34,9 @@ DEPENDENTS = {
         "DELETE FROM vectors WHERE segment_id = ?",
     ),
     "vectors": ("DELETE FROM images WHERE vector_id = ?",),
+    "taggings": ("DELETE FROM labels WHERE tagging_id = ?",),
+    # Of which tagging it was may be lost with it; they all begin anew, and keep what there is meanwhile.
+    "tags": ("UPDATE taggings SET through_id = 0 WHERE ? IS NOT NULL",),
 }
 
 
@@ -40,7 +45,13 @@ def mend(locked: LockedIndex, identity: IndexIdentity, problems: Sequence[Proble
 
     Tables come before rows, and rows before files, for what the ones say decides about the others.
     """
-    for kinds in ((RebuildTables,), (DropRows, SetCount, SetCounter), (RewriteSegments,), (DeleteFile,)):
+    for kinds in (
+        (RebuildTables,),
+        (DropRows, SetCount, SetCounter),
+        (RewriteSegments,),
+        (FinishChange,),
+        (DeleteFile,),
+    ):
         if chosen := [problem for problem in problems if isinstance(problem.fix, kinds)]:
             with locked.disk_errors():
                 done = [(problem, _mend(locked, identity, problem)) for problem in chosen]
@@ -77,8 +88,8 @@ def _mend(locked: LockedIndex, identity: IndexIdentity, problem: Problem) -> str
                 connection.exec_driver_sql(
                     f"INSERT INTO sqlite_sequence (name, seq) SELECT '{table}', max(id) FROM {table}"
                 )
-                if table == "vectors" and schema_version(connection, locked.paths.database) >= ANN_VERSION:
-                    connection.execute(sa.delete(ann))  # its codes may be those of ids that are given out again
+                if table == "vectors":
+                    _forget_ids(connection, version=schema_version(connection, locked.paths.database))
             return "they go on from the highest one"
         case RewriteSegments():
             try:
@@ -86,11 +97,22 @@ def _mend(locked: LockedIndex, identity: IndexIdentity, problem: Problem) -> str
             except IndexFormatError:  # another segment has a problem that cannot be mended
                 return None
             return "written anew without them"
+        case FinishChange():
+            finish_change(locked.paths)
+            return "done now"
         case DeleteFile(path=path):
             with suppress(FileNotFoundError):
                 path.unlink()
             return "deleted"
     raise AssertionError(problem.fix)
+
+
+def _forget_ids(connection: sa.Connection, *, version: int) -> None:
+    """What knows vectors by their ids alone is void where these may be given out again."""
+    if version >= ANN_VERSION:
+        connection.execute(sa.delete(ann))
+    if version >= TAGS_VERSION:
+        connection.execute(sa.update(taggings).values(through_id=0))
 
 
 def _drop(engine: sa.Engine, table: str, rowids: Sequence[int]) -> int:

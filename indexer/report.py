@@ -35,6 +35,32 @@ class Report:
         return asdict(self)
 
 
+@dataclass(kw_only=True)
+class ReencodeReport:
+    """`vectors` that the index needs; `embedded` of them by this run, `resumed` ones were there before it.
+
+    Of photos whose indexed content nobody has any more: `updated` ones were embedded as they are now, `deleted` ones
+    are gone and `failed` ones could not be used, and both left the index; `unreadable` ones could just not be read.
+    `swapped`: whether the index is of the new model now.
+    """
+
+    model: str
+    fingerprint: str
+    vectors: int = 0
+    embedded: int = 0
+    resumed: int = 0
+    updated: int = 0
+    deleted: int = 0
+    failed: int = 0
+    unreadable: int = 0
+    swapped: bool = False
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     """How far a run is: `done` of `total` files that are new or changed."""

@@ -61,6 +61,7 @@ def _collect(paths: IndexPaths, untrusted: Mapping[str, frozenset[int]]) -> int 
             _copy_rows(old, new, table.name, untrusted.get(table.name, frozenset()))
         for name in ("segments", "vectors", "images"):
             _keep_counter(old, new, name, at_least=_highest_segment(paths) if name == "segments" else 0)
+        new.execute("UPDATE taggings SET through_id = 0")  # some tags may be lost
         new.execute("COMMIT")
         vectors, photos = (new.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in ("vectors", "images"))
     return int(photos) if vectors else None

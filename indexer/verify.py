@@ -17,22 +17,18 @@ import filelock
 import sqlalchemy as sa
 
 from indexer.checks.ann import check_ann
+from indexer.checks.change import CANCEL, GO_ON, check_change
 from indexer.checks.photos import check_photos
-from indexer.checks.problems import REPAIR_ALONE, DeleteFile, Problem, Repair
+from indexer.checks.problems import REPAIR_ALONE, DeleteFile, Problem, Repair, RewriteSegments
 from indexer.checks.segments import check_segments
 from indexer.checks.tables import check_rows, check_tables, damaged_tables
+from indexer.leftovers import is_taken_over
 from indexer.lock import LockedIndex
 from indexer.repair import mend
 from indexer.segments import orphans
 from searchengine.decode import DEFAULT_LIMITS
 from searchengine.errors import IndexFormatError, IndexNotFound, IndexTooNew, IndexUnusable
-from searchengine.index.layout import (
-    RESTORE,
-    IndexIdentity,
-    IndexPaths,
-    index_folder,
-    read_identity,
-)
+from searchengine.index.layout import RESTORE, IndexIdentity, IndexPaths, index_folder, read_identity
 from searchengine.index.schema import ANN_VERSION, open_read_only, refuse_newer_tables
 from searchengine.text import printable
 
@@ -90,10 +86,14 @@ def verify(
 
     if not repair:
         problems = check_index(paths, identity, on_notice=on_notice)
+        problems += _check_next(paths, identity, on_notice)
         if not any(problem.kind == "tables" for problem in problems):
             problems += photo_problems()
+        if problems and read_identity(paths.folder) != identity:  # the model was changed meanwhile
+            return verify(index, stores=stores, max_file_bytes=max_file_bytes, workers=workers, on_notice=on_notice)
         return Verification(problems=problems, repaired=[])
     with LockedIndex(paths.folder) as locked:
+        identity = read_identity(paths.folder)  # the model may have changed before the lock was to be had
         _open(paths).close()  # of a newer program, nothing is written
         with suppress(sa.exc.DBAPIError):  # tables too damaged to sign in
             locked.begin_run()
@@ -103,6 +103,9 @@ def verify(
             mended = mend(locked, identity, of_photos)
             problems += [problem for problem in of_photos if not any(problem is repair.problem for repair in mended)]
             repaired += mended
+        of_next, mended = _mend_next(paths, identity, on_notice)
+        problems += of_next
+        repaired += mended
         with suppress(sa.exc.DBAPIError, AttributeError), locked.engine.begin() as connection:
             locked.end_run(connection)
     # What a repair has left is beyond it.
@@ -137,12 +140,53 @@ def check_index(
                 problems += check_rows(connection)
                 problems += check_segments(connection, paths, dim=identity.dim)
                 problems += check_ann(connection, paths, dim=identity.dim)
+                problems += check_change(connection, paths, identity)
                 checked = _named_files(connection)
             except sqlite3.DatabaseError as error:
                 return [*problems, damaged_tables(f"cannot be read ({error})")]
         # A segment that was merged into another meanwhile is deleted, though its row was there when the check began.
         if checked <= _named_now(paths) or not any(problem.kind in {"segment", "ann"} for problem in problems):
             return problems + _orphans(paths, locked=locked, on_notice=on_notice)
+
+
+def _check_next(
+    paths: IndexPaths, identity: IndexIdentity, on_notice: Callable[[str], None], *, locked: bool = False
+) -> list[Problem]:
+    """What is made of another model's vectors; the index serves whatever is wrong with them."""
+    if is_taken_over(paths, identity):
+        return []
+    try:
+        card, problems = _check_identity(paths.next)
+        if card is not None:
+            problems = check_index(paths.next, card, on_notice=on_notice, locked=locked)
+    except (IndexUnusable, sqlite3.Error) as error:
+        if paths.next.folder.is_dir() and not isinstance(error, IndexNotFound):
+            raise
+        return []  # none was begun, or its process was killed at once
+    if not paths.next.folder.is_dir():  # it came to its end meanwhile
+        return []
+    # Vectors beyond those that are named do no harm there, and a rewrite would drop all that have no photo yet.
+    return [
+        replace(problem, object=f"next/{problem.object}", remedy=CANCEL if card is None else GO_ON)
+        for problem in problems
+        if not isinstance(problem.fix, RewriteSegments)
+    ]
+
+
+def _mend_next(
+    paths: IndexPaths, identity: IndexIdentity, on_notice: Callable[[str], None]
+) -> tuple[list[Problem], list[Repair]]:
+    """What is left of the problems of `next/`, and what was mended."""
+    problems, repaired = _check_next(paths, identity, on_notice), list[Repair]()
+    if any(problem.fix for problem in problems):
+        with LockedIndex(paths.next.folder) as locked:
+            for _ in range(MAX_ROUNDS):
+                mended = mend(locked, read_identity(paths.next.folder), problems)
+                repaired += mended
+                problems = _check_next(paths, identity, on_notice, locked=True)
+                if not mended:
+                    break
+    return [replace(problem, remedy=CANCEL) for problem in problems], repaired
 
 
 def _check_identity(paths: IndexPaths) -> tuple[IndexIdentity | None, list[Problem]]:
@@ -180,6 +224,8 @@ def _was_used(paths: IndexPaths) -> bool:
         return False
     try:
         with closing(open_read_only(paths.database)) as connection:
+            if connection.execute("SELECT 1 FROM sqlite_schema").fetchone() is None:  # it is just being made
+                return any(paths.segments.glob("*.faiss"))
             return connection.execute("SELECT 1 FROM sqlite_sequence WHERE name = 'vectors'").fetchone() is not None
     except sqlite3.DatabaseError:
         return True

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
+from indexer.leftovers import finish_change
 from indexer.lock import LockedIndex
 from indexer.segments import check_named_segments, delete_orphans, next_id, segment_file, write_segment
 from searchengine.errors import IndexFormatError, ModelMismatch
@@ -81,7 +82,7 @@ class IndexWriter(LockedIndex):
 
     def __enter__(self) -> IndexWriter:
         with self.disk_errors():
-            make_folder(self.paths.segments)
+            make_folder(self.folder)
         super().__enter__()
         try:
             with self.disk_errors():
@@ -92,8 +93,10 @@ class IndexWriter(LockedIndex):
         return self
 
     def _prepare(self) -> None:
+        make_folder(self.paths.segments)
         is_new = not self.paths.identity.exists()
         if not is_new:
+            finish_change(self.paths)
             check_same_encoder(read_identity(self.folder), self._identity, folder=self.folder)
             if not self._has_tables():
                 raise IndexFormatError(
@@ -156,7 +159,7 @@ class IndexWriter(LockedIndex):
         with self.disk_errors(), self.engine.begin() as connection:
             if batch.hashes:
                 self._add_segment(connection, batch)
-            _record_photos(connection, batch)
+            record_photos(connection, batch)
             connection.execute(sa.update(runs).where(runs.c.id == self.run_id).values(report=report))
             if finished:
                 self.end_run(connection)
@@ -191,7 +194,8 @@ def check_same_encoder(known: IndexIdentity, wanted: IndexIdentity, *, folder: P
         raise ModelMismatch(
             f"the index at {printable(str(folder))} was made by encoder {known.encoder} in {known.precision} "
             f"({known.fingerprint[:12]}), not by {wanted.encoder} in {wanted.precision} ({wanted.fingerprint[:12]}); "
-            f"{remedy}index into another folder with --index"
+            f"{remedy}index into another folder with --index, or change the model of this index with: searchengine "
+            f"reencode --model {wanted.encoder}{f' --precision {wanted.precision}' * (wanted.precision != 'fp32')}"
         )
     if known.dim != wanted.dim:
         raise IndexFormatError(
@@ -199,7 +203,7 @@ def check_same_encoder(known: IndexIdentity, wanted: IndexIdentity, *, folder: P
         )
 
 
-def _record_photos(connection: sa.Connection, batch: Batch) -> None:
+def record_photos(connection: sa.Connection, batch: Batch) -> None:
     """The rows of one batch. Removals come first, so that a name freed by them can be taken by a moved photo."""
     if batch.removed:
         statement = sa.delete(images).where(images.c.id == sa.bindparam("image_id"))

@@ -81,7 +81,7 @@ owner, name = {{
     "write_segment": (faiss, "write_index"),
     "publish": (indexer.segments, "publish"),
     "replace": (os, "replace"),
-    "record": (indexer.writer, "_record_photos"),
+    "record": (indexer.writer, "record_photos"),
     "commit": (indexer.writer.IndexWriter, "commit"),
     "none": (os, "getppid"),
 }}[step]

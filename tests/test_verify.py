@@ -538,7 +538,7 @@ def test_however_little_room_is_left_a_repair_breaks_nothing(folder: Path, tmp_p
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=True)
     outcomes = set()
     try:
-        for pages in range(0, 100, 4):
+        for pages in range(0, 150, 6):
             shutil.copytree(folder / "index", disk / "index")
             (disk / "ballast").write_bytes(bytes(shutil.disk_usage(disk).free - 4096 * pages))
             try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 REPAIR_ALONE = "run `searchengine verify --repair`"
 INDEX_AGAIN = "run `searchengine verify --repair`, then `searchengine index`"
+TAG_AGAIN = "run `searchengine verify --repair`, then `searchengine classify` with --write-tags as before"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,12 @@ class DeleteFile:
     path: Path
 
 
-Fix = RebuildTables | DropRows | SetCount | SetCounter | RewriteSegments | DeleteFile
+@dataclass(frozen=True)
+class FinishChange:
+    """Do what a change of the model has left to be done."""
+
+
+Fix = RebuildTables | DropRows | SetCount | SetCounter | RewriteSegments | DeleteFile | FinishChange
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from indexer.checks.problems import INDEX_AGAIN, REPAIR_ALONE, DropRows, Problem, RebuildTables, SetCounter
+from indexer.checks.problems import INDEX_AGAIN, REPAIR_ALONE, TAG_AGAIN, DropRows, Problem, RebuildTables, SetCounter
 from searchengine.index.layout import RESTORE
-from searchengine.index.schema import MIGRATIONS, metadata
+from searchengine.index.schema import MIGRATIONS, TAGS_VERSION, metadata
 
 MAX_MESSAGES = 1_000_000
 MAX_ID = 2**53  # far beyond any library, far below where SQLite's ids end
@@ -30,6 +30,7 @@ class Rule(NamedTuple):
     table: str
     wrong: str
     message: str
+    remedy: str = INDEX_AGAIN
 
 
 def _text(column: str) -> str:
@@ -42,6 +43,10 @@ def _text_or_null(column: str) -> str:
 
 def _degrees(column: str, limit: int) -> str:
     return f"{column} IS NOT NULL AND (typeof({column}) NOT IN ('real', 'integer') OR abs({column}) > {limit})"
+
+
+def _share(column: str) -> str:
+    return f"typeof({column}) NOT IN ('real', 'integer') OR {column} NOT BETWEEN 0 AND 1"
 
 
 def _none(table: str, column: str, parent: str) -> str:
@@ -78,6 +83,30 @@ RULES = (
     ),
 )
 
+TAG_RULES = (
+    Rule(
+        "taggings",
+        f"{_text('made_at')} OR NOT is_time(CAST(made_at AS BLOB)) OR {_text('fingerprint')}"
+        " OR NOT is_list(CAST(labels AS BLOB)) OR NOT is_list(CAST(templates AS BLOB)) OR typeof(top) <> 'integer'"
+        f" OR {_share('min_probability')} OR typeof(through_id) <> 'integer'"
+        " OR through_id > (SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'vectors')",
+        "hold facts that cannot be",
+        TAG_AGAIN,
+    ),
+    Rule(
+        "labels",
+        f"{_text('label')} OR {_none('labels', 'tagging_id', 'taggings')}",
+        "are no label, or of no tagging",
+        TAG_AGAIN,
+    ),
+    Rule(
+        "tags",
+        f"{_none('tags', 'vector_id', 'vectors')} OR {_none('tags', 'label_id', 'labels')} OR {_share('probability')}",
+        "have no vector, no label, or no probability",
+        TAG_AGAIN,
+    ),
+)
+
 
 def check_tables(connection: sqlite3.Connection) -> Iterator[Problem]:
     """What is wrong with the tables themselves; if anything, their rows are not worth a look."""
@@ -101,14 +130,15 @@ def check_tables(connection: sqlite3.Connection) -> Iterator[Problem]:
 def check_rows(connection: sqlite3.Connection) -> Iterator[Problem]:
     """Rows that hold what cannot be, or refer to nothing. Raises sqlite3.DatabaseError."""
     add_functions(connection)
-    for rule in RULES:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    for rule in RULES + (TAG_RULES if version >= TAGS_VERSION else ()):
         rowids = [row[0] for row in connection.execute(f"SELECT rowid FROM {rule.table} WHERE {rule.wrong}")]
         if rowids:
             yield Problem(
                 kind=rule.table,
                 object=f"the table {rule.table}",
                 message=f"{len(rowids):,} of its rows {rule.message}",
-                remedy=INDEX_AGAIN,
+                remedy=rule.remedy,
                 fix=DropRows(rule.table, rowids),
             )
     for table in COUNTED:
@@ -200,6 +230,7 @@ def add_functions(connection: sqlite3.Connection) -> None:
     connection.create_function("is_utf8", 1, _is_utf8, deterministic=True)
     connection.create_function("is_time", 1, _is_time, deterministic=True)
     connection.create_function("is_report", 1, _is_report, deterministic=True)
+    connection.create_function("is_list", 1, _is_list, deterministic=True)
 
 
 def _is_utf8(value: bytes | None) -> bool:
@@ -219,5 +250,12 @@ def _is_time(value: bytes | None) -> bool:
 def _is_report(value: bytes | None) -> bool:
     try:
         return value is None or isinstance(json.loads(value), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _is_list(value: bytes | None) -> bool:
+    try:
+        return value is not None and isinstance(json.loads(value), list)
     except (ValueError, RecursionError):
         return False

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from searchengine.cli.interrupts import ctrl_c_stops
 from searchengine.cli.options import (
     choose_model,
     device_option,
@@ -23,7 +20,7 @@ from searchengine.cli.options import (
     precision_option,
     settings_from,
 )
-from searchengine.cli.output import notice, notice_from_signal, progress_bar
+from searchengine.cli.output import notice, progress_bar
 from searchengine.errors import ModelMismatch
 from searchengine.text import printable
 
@@ -91,7 +88,7 @@ def command(
     encoder = encoder_for(settings)
     if settings.model == "auto" and identity_of(settings) is None:
         notice(f"a new index, with the encoder {encoder.name}; `searchengine models` lists what --model can choose")
-    with _ctrl_c_stops() as stop, progress_bar("indexing") as advance:
+    with ctrl_c_stops() as stop, progress_bar("indexing") as advance:
         options: dict[str, Any] = {
             "encoder": encoder,
             "include": include,
@@ -200,24 +197,6 @@ def _refuse_useless_download(settings: Settings) -> None:
     if wanted and known and known.encoder != wanted.name and not wanted.is_in(settings.models_folder):
         raise ModelMismatch(
             f"the index at {printable(str(settings.index_folder))} was made by encoder {printable(known.encoder)}, not "
-            f"by {wanted.name}; leave --model away, or index into another folder with --index"
+            f"by {wanted.name}; leave --model away, index into another folder with --index, or change the model of "
+            f"this index with: searchengine reencode --model {wanted.name}"
         )
-
-
-@contextmanager
-def _ctrl_c_stops() -> Iterator[threading.Event]:
-    """The first Ctrl-C, or a request to terminate, ends the run after a commit; the second ends it at once."""
-    stop = threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        notice_from_signal("stopping after a commit; once more stops at once")
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

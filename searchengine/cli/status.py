@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,7 +33,10 @@ def command(index: str | None, failures: bool, as_json: bool) -> None:
 
 def status_of(index: Index) -> dict[str, Any]:
     """What `status --json` and `compact --json` print."""
+    from searchengine.index.model_change import model_change
+
     snapshot = index.snapshot()
+    change = model_change(index.folder)
     ann = snapshot.ann.parameters if snapshot.ann else None
     return {
         "images": index.count_images(),
@@ -49,6 +53,7 @@ def status_of(index: Index) -> dict[str, Any]:
         "last_run": index.last_run(),
         "vectors_not_in_ann": len(snapshot.fresh) if ann else 0,
         "resident_bytes_per_vector": snapshot.resident_bytes_per_vector,
+        "model_change": change and asdict(change),
     }
 
 
@@ -64,6 +69,11 @@ def _print_status(index: Index) -> None:
         "size": f"{status['size_bytes'] / 2**20:,.1f} MiB",
         "last run": _describe_run(status["last_run"]) if status["last_run"] else "none yet",
     }
+    if change := status["model_change"]:
+        rows["changing"] = (
+            f"to {printable(change['model'])} in {change['precision']}: {change['vectors']:,} vectors are made "
+            "(searchengine reencode goes on, or --cancel)"
+        )
     for name, value in rows.items():
         click.echo(f"{name:<9} {value}")
 

@@ -1,4 +1,4 @@
-"""When an index has changed under a reader: by a commit, or because another one took its place."""
+"""When an index has changed under a reader: by a commit, by another model, or because another one took its place."""
 
 from __future__ import annotations
 
@@ -7,10 +7,25 @@ import sqlite3
 from pathlib import Path
 from typing import NamedTuple
 
-from searchengine.errors import IndexFormatError
-from searchengine.index.layout import RESTORE
+from searchengine.errors import IndexFormatError, ModelMismatch
+from searchengine.index.layout import REPAIR, RESTORE, IndexIdentity, read_identity
 from searchengine.index.schema import is_frozen, open_read_only
 from searchengine.text import printable
+
+
+def check_identity(folder: Path, known: IndexIdentity, *, in_tables: str | None) -> None:
+    """Whether an index is still of the encoder that it was opened with; `in_tables` is the fingerprint that they name.
+
+    Raises ModelMismatch where it is not, IndexFormatError where tables and index.json disagree.
+    """
+    identity, shown = read_identity(folder), printable(str(folder))
+    if identity != known:
+        raise ModelMismatch(
+            f"the index at {shown} was replaced by one of encoder {printable(identity.encoder)}; open it again, with "
+            f"that encoder in {identity.precision}"
+        )
+    if in_tables not in (None, known.fingerprint):
+        raise IndexFormatError(f"the tables of the index at {shown} name another encoder than its index.json; {REPAIR}")
 
 
 class Version(NamedTuple):

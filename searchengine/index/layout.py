@@ -1,10 +1,15 @@
 """Where things are in an index folder, and the immutable identity card ``index.json``.
 
 photos.index/
-  index.json               format version, encoder name, fingerprint and precision, dim, metric, checksum; written once
+  index.json               format version, encoder name, fingerprint and precision, dim, metric, checksum
   metadata.sqlite          the only commit point (WAL)
   segments/00000001.faiss  immutable, IndexIDMap2 over IndexFlatIP
+  next/                    the vectors of another encoder on their way into this index: an index without photos
   lock                     the single writer's
+
+index.json is written once, and anew when the model is changed: then `next/` has the new one. The tables tell since when
+it holds, and it takes the place of the old one right after that commit, or, where the process was killed between the
+two, with the next writer. So whoever asks what made an index asks `read_identity`.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ REPAIR = "run `searchengine verify --repair`, then index again; or restore it fr
 
 @dataclass(frozen=True, kw_only=True)
 class IndexIdentity:
-    """What never changes in the life of an index. `precision` is that of the encoder's arithmetic."""
+    """What made the vectors of an index. `precision` is that of the encoder's arithmetic."""
 
     format_version: int = FORMAT_VERSION
     encoder: str
@@ -73,6 +78,16 @@ class IndexPaths:
     def anns(self) -> Path:
         return self.folder / "ann"
 
+    @property
+    def next(self) -> IndexPaths:
+        """The vectors of another encoder, until they take the place of this index's own (indexer/reencode.py)."""
+        return IndexPaths(self.folder / "next")
+
+    @property
+    def discarded(self) -> Path:
+        """What `next` is called while it is being deleted."""
+        return self.folder / "next.tmp"
+
     def ann(self, file: str) -> Path:
         return self.anns / file
 
@@ -93,7 +108,20 @@ def index_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 def read_identity(folder: Path) -> IndexIdentity:
-    """Raises IndexNotFound where there is no index, IndexFormatError where it cannot be understood."""
+    """What made the vectors of an index.
+
+    Raises IndexNotFound where there is no index, IndexFormatError where its index.json cannot be understood.
+    """
+    try:  # before the card, whose place it may take meanwhile
+        next_card = read_card(IndexPaths(folder).next.folder)
+    except IndexUnusable:
+        return read_card(folder)
+    card = read_card(folder)
+    return next_card if next_card.fingerprint == _fingerprint_in_tables(IndexPaths(folder).database) else card
+
+
+def read_card(folder: Path) -> IndexIdentity:
+    """What index.json says. Raises as `read_identity` does."""
     paths, shown = IndexPaths(folder), printable(str(folder))
     try:
         fields = json.loads(paths.identity.read_text("utf-8"))
@@ -127,6 +155,21 @@ def read_identity(folder: Path) -> IndexIdentity:
     if checksum not in (None, _checksum(fields)):  # the first indexes had none
         raise IndexFormatError(f"{shown}/index.json is damaged: it does not say what was written; {RESTORE}")
     return identity
+
+
+def _fingerprint_in_tables(database: Path) -> str | None:
+    """None where the model was never changed, and where the tables cannot be read, which whoever needs them meets."""
+    import sqlite3
+    from contextlib import closing
+
+    from searchengine.index.schema import open_read_only
+
+    try:
+        with closing(open_read_only(database)) as connection:
+            row = connection.execute("SELECT fingerprint FROM encoders").fetchone()
+    except sqlite3.Error:
+        return None
+    return str(row[0]) if row else None
 
 
 def write_identity(folder: Path, identity: IndexIdentity) -> None:

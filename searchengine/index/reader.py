@@ -15,24 +15,27 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
-from searchengine.errors import IndexFormatError, ModelMismatch, UsageError
+from searchengine.errors import IndexFormatError, UsageError
 from searchengine.filters import Filters
 from searchengine.index import photos
 from searchengine.index.ann import Ann
 from searchengine.index.ann_file import REBUILD, load_ann
-from searchengine.index.commits import Commits, Version
+from searchengine.index.commits import Commits, Version, check_identity
 from searchengine.index.layout import RESTORE, IndexIdentity, IndexPaths, index_folder, read_identity
 from searchengine.index.photos import ImageRow, RememberedIds
 from searchengine.index.schema import (
     ANN_ROW,
     ANN_VERSION,
+    ENCODERS_VERSION,
     ann,
     connect_for_reading,
+    encoders,
     failures,
     images,
     runs,
     schema_version,
     segments,
+    stand_in_for_tags,
     vectors,
 )
 from searchengine.index.segments import Ids, load_segment
@@ -92,12 +95,7 @@ class Index:
     def _version(self) -> Version:
         version = self._commits.version()
         if version.file != self._file:
-            identity = read_identity(self.folder)
-            if identity != self.identity:
-                raise ModelMismatch(
-                    f"the index at {printable(str(self.folder))} was replaced by one of encoder "
-                    f"{printable(identity.encoder)}; open it again"
-                )
+            check_identity(self.folder, self.identity, in_tables=None)
             self._file, self._snapshot = version.file, None  # its segments have the names of others now
         return version
 
@@ -153,6 +151,11 @@ class Index:
                 found.setdefault(row.vector_id, []).append(row)
         return found
 
+    def keys_of(self, vector_ids: Ids, *, filters: Filters | None = None) -> dict[int, list[tuple[int, str]]]:
+        """The photos of each vector that pass, in order of their ids: id and key, which is a local photo's path."""
+        with self._reading() as connection:
+            return photos.keys_of(connection, vector_ids, filters=filters)
+
     def image(self, image_id: int) -> ImageRow | None:
         with self._reading() as connection:
             return photos.one(connection, images.c.id == image_id)
@@ -197,6 +200,11 @@ class Index:
         with self._reading() as connection:
             yield from connection.execute(query)
 
+    def tags(self) -> list[tuple[str, int]]:
+        """Each label that `classify --write-tags` gave, and how many photos have it, the most frequent first."""
+        with self._reading() as connection:
+            return photos.tag_counts(connection)
+
     def last_run(self) -> dict[str, Any] | None:
         """The newest run that committed: when it started and ended, and its counters."""
         query = (
@@ -226,6 +234,7 @@ class Index:
         """A connection that sees one committed state, however many statements it runs. Raises IndexFormatError."""
         with self._errors_named(), self._engine.connect() as connection:
             connection.exec_driver_sql("BEGIN")
+            stand_in_for_tags(connection)
             yield connection
 
     @contextmanager
@@ -242,6 +251,10 @@ class Index:
     def _load(self, version: Version) -> Snapshot:
         with self._reading() as connection:
             tables = schema_version(connection, self._paths.database)
+            if tables >= ENCODERS_VERSION:
+                in_tables = connection.execute(sa.select(encoders.c.fingerprint)).scalar()
+                if in_tables not in (None, self.identity.fingerprint):
+                    check_identity(self.folder, self.identity, in_tables=in_tables)
             rows = connection.execute(sa.select(segments.c.file, segments.c.count).order_by(segments.c.id)).all()
             used = self._vectors_of_photos(connection, vectors_in_segments=sum(count for _, count in rows))
             newest = sa.select(*ANN_ROW).order_by(ann.c.id.desc()).limit(1)

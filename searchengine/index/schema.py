@@ -137,7 +137,6 @@ ann = sa.Table(
     sqlite_autoincrement=True,
 )
 
-
 # Its parameters as the text they are, for they may be damaged.
 ANN_ROW = (
     ann.c.id,
@@ -146,6 +145,46 @@ ANN_ROW = (
     sa.type_coerce(ann.c.parameters, sa.Text).label("parameters"),
     ann.c.covariance,
     ann.c.spread,
+)
+
+# Tags that `classify --write-tags` gave (indexer/tags.py): what made them, its labels, and which vectors have them. A
+# label belongs to the newest tagging that has it; `through_id`: that has seen every vector up to this id.
+taggings = sa.Table(
+    "taggings",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("made_at", sa.Text, nullable=False),
+    sa.Column("fingerprint", sa.Text, nullable=False),
+    sa.Column("labels", sa.JSON, nullable=False),
+    sa.Column("templates", sa.JSON, nullable=False),
+    sa.Column("top", sa.Integer, nullable=False),
+    sa.Column("min_probability", sa.Float, nullable=False),
+    sa.Column("through_id", sa.Integer, nullable=False),
+)
+
+labels = sa.Table(
+    "labels",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("label", sa.Text, nullable=False, unique=True),
+    sa.Column("tagging_id", sa.Integer, sa.ForeignKey("taggings.id"), nullable=False),
+)
+
+tags = sa.Table(
+    "tags",
+    metadata,
+    sa.Column("vector_id", sa.Integer, sa.ForeignKey("vectors.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("label_id", sa.Integer, sa.ForeignKey("labels.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("probability", sa.Float, nullable=False),
+    sa.Index("ix_tags_label_id", "label_id", "vector_id"),
+)
+
+# The fingerprint of what made the vectors, since the model was changed (indexer/reencode.py): one row, or none.
+encoders = sa.Table(
+    "encoders",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("fingerprint", sa.Text, nullable=False),
 )
 
 
@@ -167,9 +206,20 @@ def _add_ann(connection: sa.Connection) -> None:
         index.create(connection)
 
 
+def _add_tags_and_encoders(connection: sa.Connection) -> None:
+    metadata.create_all(connection, tables=[taggings, labels, tags, encoders], checkfirst=False)
+
+
 # Entry n brings a database from version n to n + 1; SQLite's user_version records it in the same transaction.
-MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create_tables, _add_mounts, _add_ann)
+MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (
+    _create_tables,
+    _add_mounts,
+    _add_ann,
+    _add_tags_and_encoders,
+)
 ANN_VERSION = 3
+TAGS_VERSION = 4
+ENCODERS_VERSION = 4
 
 
 def connect_for_writing(database: Path) -> sa.Engine:
@@ -226,6 +276,13 @@ def schema_version(connection: sa.Connection, database: Path) -> int:
     version = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
     refuse_newer_tables(version, database)
     return version
+
+
+def stand_in_for_tags(connection: sa.Connection) -> None:
+    """Where the tables are of a version before those of tags, empty temporary ones, so that nothing has a tag there."""
+    if connection.exec_driver_sql("PRAGMA user_version").scalar_one() < TAGS_VERSION:
+        for table in (labels, tags):
+            connection.exec_driver_sql(f"CREATE TEMP TABLE {table.name} ({', '.join(table.columns.keys())})")
 
 
 def refuse_newer_tables(version: int, database: Path) -> None:
