@@ -13,12 +13,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from searchengine.decode import DEFAULT_LIMITS, DecodeLimits, decode_file
 from searchengine.errors import ImageError, UsageError
+from searchengine.index.segments import Ids
+from searchengine.index.table import Rows, VectorTable
 from searchengine.resources import resource
 from searchengine.text import printable
 from searchengine.vectors import Encoder, FloatMatrix, normalise
@@ -33,6 +36,19 @@ SLOT = "{}"
 
 PROMPTS_PER_CALL = 1024
 MAX_LIST_BYTES = 16 * 2**20
+
+SCORES_PER_BLOCK, ROWS_PER_BLOCK_AT_LEAST = 4 * 2**20, 64
+FEW_LABELS = 32  # up to so many are found sooner one after the other than by sorting all
+
+
+class Likeliest(NamedTuple):
+    """The likeliest labels of n photos, best first: their places among all (n, top), int64, and probabilities, float32.
+
+    Of labels equally likely, the one that was named first comes first.
+    """
+
+    labels: NDArray[np.int64]
+    probabilities: FloatMatrix
 
 
 def class_vectors(
@@ -69,6 +85,43 @@ def probabilities(image_vectors: FloatMatrix, class_vectors: FloatMatrix, *, log
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))  # the largest is 1: no overflow
     result: Probabilities = shares / shares.sum(axis=1, keepdims=True)
     return result
+
+
+def likeliest(image_vectors: FloatMatrix, class_vectors: FloatMatrix, *, logit_scale: float, top: int) -> Likeliest:
+    """The `top` largest of `probabilities`, in float32: for many photos and labels several times as fast.
+
+    A vector that is not finite, which is damage, has probabilities that are not numbers.
+    """
+    with np.errstate(invalid="ignore"):
+        shares = np.matmul(image_vectors, np.float32(logit_scale) * class_vectors.T)
+        shares -= shares.max(axis=1, keepdims=True)
+        np.exp(shares, out=shares)
+        totals = shares.sum(axis=1, keepdims=True)
+    top = min(top, len(class_vectors))
+    if top > FEW_LABELS:
+        labels = np.argsort(-shares, axis=1, kind="stable")[:, :top]
+        return Likeliest(labels, np.take_along_axis(shares, labels, axis=1) / totals)
+    labels = np.empty((len(shares), top), np.int64)
+    best = np.empty((len(shares), top), np.float32)
+    every = np.arange(len(shares))
+    for place in range(top):
+        labels[:, place] = shares.argmax(axis=1)
+        best[:, place] = shares[every, labels[:, place]]
+        shares[every, labels[:, place]] = -1
+    return Likeliest(labels, best / totals)
+
+
+def classify_stored(
+    table: VectorTable, rows: Rows, *, class_vectors: FloatMatrix, logit_scale: float, top: int
+) -> Generator[tuple[Ids, Likeliest], None, None]:
+    """The likeliest labels of stored vectors, some `rows` of `table`: ids (n,) and labels, a block at a time.
+
+    Takes memory for a block of SCORES_PER_BLOCK scores, however many vectors there are.
+    """
+    rows_per_block = max(ROWS_PER_BLOCK_AT_LEAST, SCORES_PER_BLOCK // len(class_vectors))
+    for start in range(0, len(rows), rows_per_block):
+        some = rows[start : start + rows_per_block]
+        yield table.ids[some], likeliest(table.gather(some), class_vectors, logit_scale=logit_scale, top=top)
 
 
 def classify(

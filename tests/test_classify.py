@@ -487,6 +487,7 @@ def test_wrong_usage_is_exit_2_and_one_line(
 
 
 def test_without_an_image_or_with_a_senseless_top_it_is_exit_2(classify: Cli) -> None:
+    assert "say --index for all" in classify("--labels", "dog,cat").err
     assert classify("--labels", "dog,cat").code == 2
     assert classify("a.png", "--labels", "dog,cat", "--top", "0").code == 2
 

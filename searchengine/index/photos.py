@@ -15,7 +15,7 @@ from searchengine.filters import Filters
 from searchengine.index.commits import Version
 from searchengine.index.filters import CAMERA_INDEX, condition_of, is_named_camera
 from searchengine.index.layout import REPAIR
-from searchengine.index.schema import images
+from searchengine.index.schema import images, labels, tags
 from searchengine.index.segments import Ids
 
 # How many filters' ids are remembered, at 8 bytes a vector each.
@@ -76,6 +76,16 @@ def rows(connection: sa.Connection, image_ids: Ids) -> dict[int, ImageRow]:
     return {row[0]: ImageRow(*row) for row in found}
 
 
+def keys_of(connection: sa.Connection, vector_ids: Ids, *, filters: Filters | None) -> dict[int, list[tuple[int, str]]]:
+    """The photos of each vector that pass, by their ids: id and key. Several times as fast as whole rows."""
+    condition = sa.and_(_is_one_of(images.c.vector_id, vector_ids), condition_of(filters))
+    query = sa.select(images.c.vector_id, images.c.id, images.c.key).where(condition).order_by(images.c.id)
+    found: dict[int, list[tuple[int, str]]] = {}
+    for vector_id, image_id, key in connection.execute(query):
+        found.setdefault(vector_id, []).append((image_id, key))
+    return found
+
+
 def one(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> ImageRow | None:
     """The only photo that fulfils `condition`, if there is one."""
     row = connection.execute(sa.select(images).where(condition)).one_or_none()
@@ -85,6 +95,19 @@ def one(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> ImageRo
 def count(connection: sa.Connection, filters: Filters | None) -> int:
     query = sa.select(sa.func.count()).select_from(images).where(condition_of(filters))
     return int(connection.execute(query).scalar_one())
+
+
+def tag_counts(connection: sa.Connection) -> list[tuple[str, int]]:
+    """Each label that was given as a tag, and how many photos have it, the most frequent first."""
+    photos = sa.func.count(images.c.id)
+    query = (
+        sa.select(labels.c.label, photos)
+        .outerjoin(tags, tags.c.label_id == labels.c.id)
+        .outerjoin(images, images.c.vector_id == tags.c.vector_id)
+        .group_by(labels.c.label)
+        .order_by(photos.desc(), labels.c.label)
+    )
+    return [(label, int(number)) for label, number in connection.execute(query)]
 
 
 class RememberedIds:
