@@ -78,7 +78,8 @@ def compared_one_by_one(index: str | os.PathLike[str]) -> int:
     with closing(open_read_only(IndexPaths(index_folder(index)).database)) as connection:
         (vectors,) = connection.execute("SELECT coalesce(sum(count), 0) FROM segments").fetchone()
         held = connection.execute("SELECT parameters FROM ann").fetchone()
-    return max(0, int(vectors) - int(_parameters(held[0]).get("count", 0) if held else 0))
+    count = _parameters(held[0]).get("count") if held else 0
+    return max(0, int(vectors) - (count if isinstance(count, int) else 0))
 
 
 def check_choice(locked: LockedIndex, identity: IndexIdentity, *, kind: str, memory_bytes: int | None) -> None:

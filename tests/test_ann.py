@@ -36,7 +36,7 @@ import indexer.ann
 import indexer.tuning
 import searchengine.index.ann
 import searchengine.index.snapshot
-from indexer.ann import choose
+from indexer.ann import choose, compared_one_by_one
 from indexer.compact import compact
 from indexer.report import Report
 from indexer.verify import verify
@@ -664,6 +664,22 @@ def test_codes_of_vectors_far_from_their_centroid_are_no_less_right_than_others(
     assert np.max(np.abs(errors[1])) < 0.75 * np.max(np.abs(errors[0]))
 
 
+def test_one_that_an_older_program_built_has_one_scale_and_finds_the_same(
+    tiny: Path, small_rows: FloatMatrix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer.ann, "LENGTHS", 1)
+    compact(tiny, kind="ivf", rebuild=True)
+    sql(tiny, "UPDATE ann SET parameters = json_remove(parameters, '$.scales')")
+    assert verify(tiny).ok
+    with Index(tiny) as index:
+        ann = index.snapshot().ann
+        assert ann is not None and ann.parameters.scales == (1.0,)
+        for query in small_rows[:20]:
+            scores, ids = index.rank(query, k=10)
+            assert_sound(scores, ids, small_rows, query)
+            assert recall([ids], [brute_force(small_rows[:TINY], IDS[:TINY], query, 10)[1]]) >= 0.9
+
+
 def build_anew(folder: Path) -> None:
     compact(folder, kind="ivf", rebuild=True)
 
@@ -724,6 +740,18 @@ def put_in_its_place(make: Callable[[], tuple[Any, ...]]) -> Callable[[Path, Pat
 def set_parameter(name: str, value: object) -> Callable[[Path, Path], None]:
     def damage(folder: Path, _: Path) -> None:
         sql(folder, "UPDATE ann SET parameters = json_set(parameters, ?, json(?))", f"$.{name}", json.dumps(value))
+
+    return damage
+
+
+def set_scales(text: str) -> Callable[[Path, Path], None]:
+    """As text, for SQLite has no NaN."""
+
+    def damage(folder: Path, _: Path) -> None:
+        with closing(sqlite3.connect(folder / "metadata.sqlite")) as connection:
+            fields = json.loads(connection.execute("SELECT parameters FROM ann").fetchone()[0])
+        recorded = json.dumps(fields | {"scales": "HERE"}).replace('"HERE"', text)
+        sql(folder, "UPDATE ann SET parameters = ?", recorded)
 
     return damage
 
@@ -790,6 +818,16 @@ DAMAGES: dict[str, Callable[[Path, Path], None]] = {
     "a through_id that is a text": set_parameter("through_id", "all"),
     "a through_id below zero": set_parameter("through_id", -5),
     "a through_id that is a fraction": set_parameter("through_id", 12.5),
+    "a margin beyond any number": set_parameter("margin", 10**400),
+    "no scales": set_scales("[]"),
+    "scales that are null": set_scales("null"),
+    "scales that are a text": set_scales('"1234"'),
+    "a scale below zero": set_scales("[1, 2, -3, 4]"),
+    "a scale of zero": set_scales("[1, 2, 0, 4]"),
+    "a scale that is no number": set_scales("[1, 2, NaN, 4]"),
+    "a scale beyond any number": set_scales("[1, 2, 3, 1" + "0" * 400 + "]"),
+    "a scale beyond float32": set_scales("[1, 2, 3, 1e300]"),
+    "a scale too few": set_scales("[1, 2, 3]"),
     "another count": set_parameter("count", 3),
     "other lists": set_parameter("lists", 3),
     "lists below zero": set_parameter("lists", -1),
@@ -819,6 +857,13 @@ def test_verify_sees_where_new_vectors_are_said_to_begin_elsewhere_than_they_do(
     """Else vectors would be found twice, or later ones never."""
     set_parameter("through_id", through_id)(tiny, tiny)
     assert_repairable(tiny, small_rows)
+
+
+@pytest.mark.parametrize("parameters", ['{"count": "x"}', '{"count": null}', '{"count": 1e999}', "[1]", "{"])
+def test_where_it_is_damaged_a_run_takes_all_vectors_for_compared_one_by_one(tiny: Path, parameters: str) -> None:
+    assert compared_one_by_one(tiny) == 0
+    sql(tiny, "UPDATE ann SET parameters = ?", parameters)
+    assert compared_one_by_one(tiny) == TINY
 
 
 def test_verify_sees_a_file_of_as_many_other_vectors_which_no_score_is_taken_from(

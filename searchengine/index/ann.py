@@ -34,6 +34,7 @@ from searchengine.vectors import FloatMatrix
 Lists = NDArray[np.int64]
 
 MAX_ID = 2**40  # far beyond any library; `list_of` takes memory up to the highest id
+MAX_SHARE = 1e6  # far beyond a margin or a scale, far below where float32 ends
 
 FIRST_LISTS = 64
 FIRST_CANDIDATES = 64
@@ -83,8 +84,9 @@ class AnnParameters:
         if (
             self.kind not in CANDIDATES
             or not all(type(number) is int and 0 <= number < MAX_ID for number in numbers)
-            or not all(type(share) in (int, float) and 0 <= share < math.inf for share in (*shares, *self.scales))
+            or not all(type(share) in (int, float) and 0 <= share < MAX_SHARE for share in (*shares, *self.scales))
             or not self.scales
+            or min(self.scales) == 0
             or self.lists % len(self.scales)
         ):
             raise ValueError("a parameter cannot be")
