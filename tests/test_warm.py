@@ -13,6 +13,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -333,10 +334,14 @@ def test_a_folder_that_others_may_enter_is_not_used(
     assert client.ask({"path": "x"}, settings) is not None
 
 
-def test_a_folder_that_is_a_link_is_not_used_and_the_next_one_is(settings: Settings, runtime_folder: Path) -> None:
+def test_a_folder_that_is_a_link_is_not_used_and_the_next_one_is(
+    settings: Settings, runtime_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (runtime_folder / "elsewhere").mkdir(mode=0o700)
     (runtime_folder / "searchengine").symlink_to("elsewhere")
-    assert own_place(settings).folder == os.path.join(os.environ["XDG_CACHE_HOME"], "searchengine", "warm")
+    with tempfile.TemporaryDirectory() as cache:  # short enough for a socket in it, which pytest's own may not be
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+        assert own_place(settings).folder == os.path.join(cache, "searchengine", "warm")
 
 
 def test_where_no_folder_will_do_the_reasons_are_told(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
