@@ -21,7 +21,7 @@ from conftest import painted
 from PIL import Image
 
 from searchengine.cli import COMMANDS
-from searchengine.cli.index import _ctrl_c_stops
+from searchengine.cli.interrupts import ctrl_c_stops
 
 ROOT = Path(__file__).parent.parent
 
@@ -223,7 +223,7 @@ def test_status_has_the_promised_keys(cli: Cli, indexed: Path, library: Path) ->
     status = json.loads(cli("status", "--index", indexed, "--json").out)
     promised = (
         "images vectors segments failures model fingerprint dim precision index_kind recall_at_10 size_bytes last_run "
-        "vectors_not_in_ann resident_bytes_per_vector"
+        "vectors_not_in_ann resident_bytes_per_vector model_change"
     )
     assert list(status) == promised.split()
     assert (status["images"], status["model"], status["dim"]) == (len(list(library.iterdir())), "mini", 512)
@@ -433,7 +433,7 @@ def test_a_request_to_end_may_come_in_the_middle_of_a_write_to_stderr(monkeypatc
     ours, theirs = os.pipe()
     stream = io.TextIOWrapper(io.BufferedWriter(_TerminatedWhileWriting(theirs)), write_through=True)
     monkeypatch.setattr(sys, "stderr", stream)
-    with _ctrl_c_stops() as stop:
+    with ctrl_c_stops() as stop:
         stream.write("indexing")
         stream.flush()
     os.close(theirs)
