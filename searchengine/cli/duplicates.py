@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @click.command(
     "duplicates",
-    epilog="Example:  searchengine duplicates --exact -0 | xargs -0 mv --backup=numbered -t ~/copies  (after a look at the table)",
+    epilog="Example:  searchengine duplicates --exact -0 | xargs -0 mv --backup=numbered -t ~/copies",
 )
 @click.option("--exact", is_flag=True, help="Only copies to the byte.")
 @click.option(
