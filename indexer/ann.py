@@ -43,8 +43,9 @@ NORMAL_SAMPLES = 50_000
 # The same memory holds finer codes of fewer dimensions or coarser codes of more.
 DIMENSIONS_PER_CODE = (2, 4)
 # The vectors of a cell are split into lists by how far they lie from its centroid, each with a scale for its codes: one
-# scale for all would put the far ones too near, and those are often the best.
-LENGTHS = 4
+# scale for all would put the far ones too near, and those are often the best. These shares are nearer than each bound;
+# the furthest differ most from each other. Each list is filled up to 32 codes, so of many cells there are fewer lists.
+LENGTHS = {"scan": (0.3, 0.6, 0.85, 0.95, 0.985, 0.996), "ivf": (0.3, 0.6, 0.85, 0.97)}
 MAX_SCALE = 10.0  # float32 has room for no more beside a centroid
 
 
@@ -215,7 +216,7 @@ def _encode(table: VectorTable, *, kind: str, code_bytes: int, on_progress: Call
     residuals, _ = _residuals(sample[:SAMPLE_SIZE], quantizer)
     covariance = np.ascontiguousarray(residuals.T @ residuals / len(residuals), dtype=np.float32)
     lengths = np.linalg.norm(residuals, axis=1)
-    bounds = np.unique(np.quantile(lengths, np.arange(1, LENGTHS) / LENGTHS))
+    bounds = np.unique(np.quantile(lengths, LENGTHS[kind]))
     of_length = np.searchsorted(bounds, lengths)
     counts = np.maximum(np.bincount(of_length, minlength=len(bounds) + 1), 1)
     squares = np.bincount(of_length, weights=lengths**2, minlength=len(counts)) / counts  # (lengths,)

@@ -18,9 +18,10 @@ MISSES = (0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.002, 0.0005, 0.0)
 # How far queries are moved at random, in lengths of a vector: 1.5 and 3 leave cosines of 0.55 and 0.32, as texts have.
 DISTANCES = (0.0, 1.5, 3.0)
 TOP = 10
-CODES_LOOKED_AT = 4_000
-# `scan` is for those who want all but exact answers, so its margin leaves out nobody known.
+CODES_LOOKED_AT = 20_000
 MARGIN_SHARES = {"scan": (1.0,), "ivf": (0.999, 1.0)}
+# `scan` is for those who want all but exact answers, whatever they ask: its margin goes beyond all that was seen.
+ROOM = {"scan": 1.2, "ivf": 1.0}
 
 
 def tuned(untuned: Ann, table: VectorTable) -> AnnParameters:
@@ -32,7 +33,8 @@ def tuned(untuned: Ann, table: VectorTable) -> AnnParameters:
     measuring = _Examples(table, chosen[share:], rng)
     kind, target = untuned.parameters.kind, untuned.parameters.recall_target
     for margin_share in MARGIN_SHARES[kind]:
-        untuned.parameters = replace(untuned.parameters, margin=tuning.margin(untuned, share=margin_share))
+        margin = ROOM[kind] * tuning.margin(untuned, share=margin_share)
+        untuned.parameters = replace(untuned.parameters, margin=margin)
         for miss in (0.0,) if kind == "scan" else MISSES:
             enough = tuning.recall(untuned, miss=miss) >= target
             if enough:

@@ -650,13 +650,13 @@ def test_codes_of_vectors_far_from_their_centroid_are_no_less_right_than_others(
     centres, of = random_rows(8, 64, seed=1), rng.integers(0, 8, 3000)
     rows = normalise(centres[of] + rng.uniform(0.3, 1.2, (3000, 1)) * random_rows(3000, 64, seed=2))
     errors = []
-    for lengths in (1, indexer.ann.LENGTHS):
-        monkeypatch.setattr(indexer.ann, "LENGTHS", lengths)
-        folder = library(tmp_path / str(lengths), [rows])
+    for lengths in ((), indexer.ann.LENGTHS["ivf"]):
+        monkeypatch.setitem(indexer.ann.LENGTHS, "ivf", lengths)
+        folder = library(tmp_path / str(len(lengths)), [rows])
         compact(folder, kind="ivf")
         with Index(folder) as index:
             ann = index.snapshot().ann
-            assert ann is not None and len(ann.parameters.scales) == lengths
+            assert ann is not None and len(ann.parameters.scales) == len(lengths) + 1
             own = [ann.scores_by_code(row, count=len(rows)) for row in rows[:300]]
         # Each vector's score with itself, which is 1.
         errors.append([float(1 - scores[ids == number][0]) for number, (scores, ids) in enumerate(own, start=1)])
@@ -667,7 +667,8 @@ def test_codes_of_vectors_far_from_their_centroid_are_no_less_right_than_others(
 def test_one_that_an_older_program_built_has_one_scale_and_finds_the_same(
     tiny: Path, small_rows: FloatMatrix, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexer.ann, "LENGTHS", 1)
+    monkeypatch.setitem(indexer.ann.LENGTHS, "ivf", ())
+    monkeypatch.setitem(indexer.ann.LENGTHS, "scan", ())
     compact(tiny, kind="ivf", rebuild=True)
     sql(tiny, "UPDATE ann SET parameters = json_remove(parameters, '$.scales')")
     assert verify(tiny).ok

@@ -38,7 +38,7 @@ MAX_SHARE = 1e6  # far beyond a margin or a scale, far below where float32 ends
 
 FIRST_LISTS = 64
 FIRST_CANDIDATES = 64
-CANDIDATES = {"scan": 1024, "ivf": 400}
+CANDIDATES = {"scan": 4096, "ivf": 400}
 # From so many codes on, a second thread saves more than it costs.
 CODES_PER_THREAD = 150_000
 THREADS = 2
@@ -315,7 +315,7 @@ class _Probe:
                 self._ids = np.concatenate([self._ids, ids[rest][hopeful]])
                 return
             self._rows, self._scores = known
-            count *= 8
+            count *= 3
 
     def scored(self) -> tuple[Rows, FloatMatrix]:
         """All rows that may be among the k best, and their scores."""
