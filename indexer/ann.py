@@ -31,7 +31,7 @@ DEFAULT_RECALL = 0.99
 # Below the first, comparing every vector takes a few milliseconds; below the second, reading every code does.
 SCAN_FROM, IVF_FROM = 20_000, 200_000
 
-SCAN_LISTS = 16
+SCAN_CELLS = 16
 POINTS_PER_CENTROID = 64
 KMEANS_ROUNDS = 8
 SAMPLE_SIZE = 100_000
@@ -274,7 +274,7 @@ def _set_points(codes: Any, points: FloatMatrix) -> None:
 
 
 def _cell_count(kind: str, count: int) -> int:
-    wanted = SCAN_LISTS if kind == "scan" else 2 ** round(np.log2(max(count, 1)) / 2)
+    wanted = SCAN_CELLS if kind == "scan" else 2 ** round(np.log2(max(count, 1)) / 2)
     return int(max(1, min(wanted, count // POINTS_PER_CENTROID)))
 
 

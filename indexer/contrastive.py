@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from searchengine.evaluate import Retrieval, image_to_text, text_to_image
+from searchengine.metrics import Retrieval, image_to_text, text_to_image
 
 FloatArray = NDArray[np.float32]
 
@@ -35,20 +36,20 @@ class Heads(Protocol):
     def text(self, features: FloatArray) -> FloatArray: ...
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """Heads that learn. `scale` is the logarithm of the inverse temperature."""
 
     scale: nn.Parameter
 
-    def image(self, features: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def image(self, features: Tensor) -> Tensor: ...
 
-    def text(self, features: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def text(self, features: Tensor) -> Tensor: ...
 
+    @abstractmethod
     def mixed(self, first: Tensor, second: Tensor, both: Tensor) -> Tensor:
         """The features of `first` captions (n, n_t), or where `both` (n, 1) says so, those between two captions."""
-        raise NotImplementedError
 
     def loss(self, features: Tensor, texts: Tensor) -> Tensor:
         """Symmetric InfoNCE over n pairs: features (n, n_i), texts (n, n_t)."""

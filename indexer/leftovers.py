@@ -9,6 +9,8 @@ from contextlib import suppress
 from searchengine.errors import IndexUnusable
 from searchengine.index.layout import IndexIdentity, IndexPaths, read_card, read_identity, write_identity
 
+CANCEL = "searchengine reencode --cancel"
+
 
 def finish_change(paths: IndexPaths) -> None:
     """Let index.json say what the tables say, and delete a `next/` whose vectors are in the index.

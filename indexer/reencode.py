@@ -26,7 +26,7 @@ import sqlalchemy as sa
 from indexer.ann import DEFAULT_RECALL, update_ann
 from indexer.filling import Filling
 from indexer.lacking import Lacking
-from indexer.leftovers import discard_next, finish_change, is_taken_over
+from indexer.leftovers import CANCEL, discard_next, finish_change, is_taken_over
 from indexer.lock import LockedIndex
 from indexer.mounts import recorded_device
 from indexer.report import OnProgress, OnSkip, ReencodeReport
@@ -41,8 +41,6 @@ from searchengine.index.schema import ANN_ROW, migrate
 from searchengine.stores import device_of, is_there
 from searchengine.text import printable
 from searchengine.vectors import Encoder
-
-CANCEL = "searchengine reencode --cancel"
 
 
 def reencode(

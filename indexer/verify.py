@@ -17,7 +17,7 @@ import filelock
 import sqlalchemy as sa
 
 from indexer.checks.ann import check_ann
-from indexer.checks.change import CANCEL, GO_ON, check_change
+from indexer.checks.change import DROP, GO_ON, check_change
 from indexer.checks.photos import check_photos
 from indexer.checks.problems import REPAIR_ALONE, DeleteFile, Problem, Repair, RewriteSegments
 from indexer.checks.segments import check_segments
@@ -167,7 +167,7 @@ def _check_next(
         return []
     # Vectors beyond those that are named do no harm there, and a rewrite would drop all that have no photo yet.
     return [
-        replace(problem, object=f"next/{problem.object}", remedy=CANCEL if card is None else GO_ON)
+        replace(problem, object=f"next/{problem.object}", remedy=DROP if card is None else GO_ON)
         for problem in problems
         if not isinstance(problem.fix, RewriteSegments)
     ]
@@ -186,7 +186,7 @@ def _mend_next(
                 problems = _check_next(paths, identity, on_notice, locked=True)
                 if not mended:
                     break
-    return [replace(problem, remedy=CANCEL) for problem in problems], repaired
+    return [replace(problem, remedy=DROP) for problem in problems], repaired
 
 
 def _check_identity(paths: IndexPaths) -> tuple[IndexIdentity | None, list[Problem]]:

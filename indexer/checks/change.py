@@ -7,11 +7,11 @@ import sqlite3
 from collections.abc import Iterator
 
 from indexer.checks.problems import REPAIR_ALONE, DropRows, FinishChange, Problem
-from indexer.leftovers import is_taken_over
+from indexer.leftovers import CANCEL, is_taken_over
 from searchengine.index.layout import RESTORE, IndexIdentity, IndexPaths, read_card
 from searchengine.index.schema import ENCODERS_VERSION
 
-CANCEL = "run `searchengine reencode --cancel`"
+DROP = f"run `{CANCEL}`"
 GO_ON = "run `searchengine verify --repair`, then `searchengine reencode` again"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from searchengine.cli.page import document
 from searchengine.decode import DEFAULT_LIMITS, thumbnail
 from searchengine.errors import ImageError
 from searchengine.stores.local import read_local
@@ -50,24 +51,15 @@ NAMES = {
 
 def render_evaluation(result: Evaluation, *, title: str) -> str:
     """One HTML document, no script, no request to anywhere; thumbnails inside."""
-    shown = html.escape(printable(title))
-    return f"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{shown}</title>
-<style>{STYLE}</style>
-<h1>{shown}</h1>
+    body = f"""\
 <p>{result.images:,} photos, {result.captions:,} captions, encoder {html.escape(printable(result.model))};
 {result.duplicates:,} listed twice, {len(result.failed):,} not readable. In brackets: 95 % intervals.</p>
 <h2>Captions and their photos</h2>
 {_retrieval_table(result)}
 {_concept_tables(result)}
 <h2>Found worst</h2>
-{_failures(result.worst)}
-</html>
-"""
+{_failures(result.worst)}"""
+    return document(title, style=STYLE, body=body)
 
 
 def _retrieval_table(result: Evaluation) -> str:

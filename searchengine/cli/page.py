@@ -43,6 +43,11 @@ def render_page(hits: Sequence[Hit], *, title: str, match: float) -> str:
     if line := line_after_matches(matches, others):
         figures.append(f'<p class="line">{html.escape(line)}</p>\n')
     figures += [_figure(hit, matches=False) for hit in others]
+    return document(title, style=STYLE, body=f"<main>\n{''.join(figures) or '<p>Nothing found.</p>'}\n</main>")
+
+
+def document(title: str, *, style: str, body: str) -> str:
+    """An HTML document under the headline `title` that runs no script and asks nobody for anything."""
     shown = html.escape(printable(title))
     return f"""<!doctype html>
 <html lang="en">
@@ -50,11 +55,9 @@ def render_page(hits: Sequence[Hit], *, title: str, match: float) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{shown}</title>
-<style>{STYLE}</style>
+<style>{style}</style>
 <h1>{shown}</h1>
-<main>
-{"".join(figures) or "<p>Nothing found.</p>"}
-</main>
+{body}
 </html>
 """
 
