@@ -1,6 +1,6 @@
-"""Credits for the photos of a search result: search ... --json | credits.py CAPTIONS.json [PICTURE].
+"""Credits for the photos of a search result: search ... --json | credits.py CAPTIONS.json PICTURE.
 
-CAPTIONS.json names the licences. With the name of another PICTURE, what is printed goes below the first.
+CAPTIONS.json names the licences; PICTURE shows the photos.
 """
 
 import json
@@ -11,9 +11,7 @@ from pathlib import Path
 
 def main() -> None:
     entries = {entry["file_name"]: entry for entry in json.loads(Path(sys.argv[1]).read_text("utf-8"))}
-    picture = sys.argv[2] if len(sys.argv) > 2 else "skateboard.png"
-    print("\n" if len(sys.argv) > 2 else "# Credits\n\n", end="")
-    print(f"The photos in `{picture}`, by rank. All are from Flickr, by way of COCO, and were made smaller.\n")
+    print(f"\nThe photos in `{sys.argv[2]}`, by rank. All are from Flickr, by way of COCO, and were made smaller.\n")
     print("| rank | photo | licence |\n| --- | --- | --- |")
     for line in sys.stdin:
         hit = json.loads(line)

@@ -1,7 +1,6 @@
 """AND, OR and NOT over the probabilities that a photo matches, with filters inside.
 
-Probabilities of different conditions are taken for independent, and combined as logarithms, so that neither photos that
-match hardly nor photos that match surely all look the same.
+What AND, OR and NOT make of probabilities, query_logic.py tells.
 
 Which photos are worth it, `NEAREST` of each condition tell first, where there is an `ann/`. Of a photo beyond those it
 is known what it can be at most, so what lies above that is final: Fagin's threshold algorithm (Fagin, Lotem, Naor,
@@ -10,9 +9,8 @@ is known what it can be at most, so what lies above that is final: Fagin's thres
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import sqlalchemy as sa
@@ -26,6 +24,7 @@ from searchengine.index.reader import Index
 from searchengine.index.segments import Ids
 from searchengine.index.snapshot import COMPARED_AT_MOST, DEPTHS
 from searchengine.index.table import NO_ROWS, Rows
+from searchengine.query_logic import Probabilities, is_filter, leaves_of, log_odds, normal_form
 from searchengine.query_tree import And, Condition, Not, Or, Query, Vector, shows_pictures
 from searchengine.relevance import Background, Kind
 from searchengine.vectors import FloatMatrix
@@ -34,25 +33,6 @@ NEAREST = DEPTHS[-1]
 
 # Probabilities of so many photos are held at a time.
 ROWS_AT_A_TIME = 2**18
-
-# Log-odds are compared in so many decimals: which of two equal photos comes first never depends on what rounds how.
-DECIMALS = 9
-
-Probabilities = NDArray[np.float64]
-
-
-class Leaf(NamedTuple):
-    """A condition that is not made of others, by its number; `negated` where the opposite is asked for."""
-
-    number: int
-    negated: bool
-
-
-class Branch(NamedTuple):
-    """All of its parts hold, or any of them."""
-
-    all_of: bool
-    parts: tuple[Leaf | Branch, ...]
 
 
 @dataclass(frozen=True)
@@ -71,16 +51,6 @@ class Ranked:
 
     def __add__(self, others: Ranked) -> Ranked:
         return Ranked(*(np.concatenate(both) for both in zip(vars(self).values(), vars(others).values(), strict=True)))
-
-
-def is_filter(query: Query) -> bool:
-    """Whether filters alone decide."""
-    match query:
-        case Not(part):
-            return is_filter(part)
-        case And(parts) | Or(parts):
-            return all(is_filter(part) for part in parts)
-    return isinstance(query, Condition)
 
 
 def narrowed(query: Query, filters: Filters | None) -> tuple[Query | None, Filters | None]:
@@ -139,8 +109,7 @@ class Combination:
         self._filters = filters
         self._among = index.vector_ids(filters) if filters else None
         self._without = np.fromiter(without, np.int64)
-        self._leaves: list[Query] = []
-        self._tree = self._normal_form(query, negated=False)
+        self._tree, self._leaves = normal_form(query)
         self._vectors = {n: parts.vector(leaf) for n, leaf in enumerate(self._leaves) if isinstance(leaf, Vector)}
         self._conditions = {n: _sql(leaf) for n, leaf in enumerate(self._leaves) if is_filter(leaf)}
         self._direction = self._direction_of_score()
@@ -168,10 +137,10 @@ class Combination:
             scores, ids = self._snapshot.rank(vector, k=NEAREST, among=self._among)
             found.append(self._table.rows_of(ids))
             limits[number] = self._probabilities(number, scores.min(initial=1, keepdims=True))
-        at_most = self._log_odds(lambda leaf: np.zeros(1) if leaf.negated else limits[leaf.number])
+        at_most = log_odds(self._tree, lambda leaf: np.zeros(1) if leaf.negated else limits[leaf.number])
         candidates = np.unique(np.concatenate(found))
-        ranked, log_odds = self._ranked(candidates[is_allowed[candidates]])
-        return ranked[log_odds > at_most]
+        ranked, logits = self._ranked(candidates[is_allowed[candidates]])
+        return ranked[logits > at_most]
 
     def _worth_it(self, rows: Rows, count: int) -> Rows:
         """Those of `rows` that can be among the `count` best, whatever float32 rounds."""
@@ -205,8 +174,8 @@ class Combination:
         for number, rough in zip(self._vectors, scores, strict=True):
             either = np.concatenate([rough - exact.ROUNDING, rough + exact.ROUNDING])
             bounds[number] = tuple(np.split(self._probabilities(number, either), 2))
-        least = self._log_odds(lambda leaf: bounds[leaf.number][leaf.negated])
-        most = self._log_odds(lambda leaf: bounds[leaf.number][not leaf.negated])
+        least = log_odds(self._tree, lambda leaf: bounds[leaf.number][leaf.negated])
+        most = log_odds(self._tree, lambda leaf: bounds[leaf.number][not leaf.negated])
         return rows, least, most
 
     def _is_among(self, filters: Filters) -> NDArray[np.bool_]:
@@ -236,61 +205,22 @@ class Combination:
         for number, condition in self._conditions.items():
             passing, _ = self._index.photos_of(ids, filters=Filters(where=condition))
             probabilities[number] = np.isin(photos, passing).astype(np.float64)
-        log_odds = self._log_odds(lambda leaf: probabilities[leaf.number])
+        logits = log_odds(self._tree, lambda leaf: probabilities[leaf.number])
         scores = self._table.exact_scores(self._direction, rows)[places]
-        order = np.lexsort((photos, ids[places], -scores, -log_odds))
-        return Ranked(photos, scores, _logistic(log_odds))[order], log_odds[order]
+        order = np.lexsort((photos, ids[places], -scores, -logits))
+        return Ranked(photos, scores, _logistic(logits))[order], logits[order]
 
     def _probabilities(self, number: int, scores: FloatMatrix) -> Probabilities:
         kind: Kind = "image" if shows_pictures(self._leaves[number]) else "text"
         found = self._background.relevance(self._vectors[number], scores, kind=kind)
         return np.clip(found.astype(np.float64), 0, 1)
 
-    def _log_odds(self, probability: Callable[[Leaf], Probabilities]) -> NDArray[np.float64]:
-        """Those (n,) of the whole, from the probabilities (n,) of each leaf as if it were not negated."""
-
-        def logarithms(tree: Leaf | Branch) -> tuple[Probabilities, Probabilities]:
-            """Of the probability that it holds, and that it fails."""
-            if isinstance(tree, Leaf):
-                holds = probability(tree)
-                found = np.log(holds), np.log1p(-holds)
-                return found[::-1] if tree.negated else found
-            parts = [logarithms(part) for part in tree.parts]
-            if tree.all_of:
-                every = np.sum([holds for holds, _ in parts], axis=0)
-                return every, np.log(-np.expm1(every))
-            none = np.sum([fails for _, fails in parts], axis=0)
-            return np.log(-np.expm1(none)), none
-
-        with np.errstate(divide="ignore"):
-            holds, fails = logarithms(self._tree)
-        return np.round(holds - fails, DECIMALS)
-
-    def _normal_form(self, query: Query, *, negated: bool) -> Leaf | Branch:
-        """NOT only before conditions, by De Morgan's laws, which probabilities that are independent obey, too."""
-        if isinstance(query, Not) and not is_filter(query):
-            return self._normal_form(query.part, negated=not negated)
-        if isinstance(query, And | Or) and not is_filter(query):
-            parts = tuple(self._normal_form(part, negated=negated) for part in query.parts)
-            return Branch(isinstance(query, And) != negated, parts)
-        if query not in self._leaves:
-            self._leaves.append(query)
-        return Leaf(self._leaves.index(query), negated)
-
     def _direction_of_score(self) -> FloatMatrix:
         """What a score is the cosine to: the sum of what is asked for; else the opposite of what is not."""
-        signs = {leaf.number: leaf.negated for leaf in sorted(_leaves_of(self._tree), reverse=True)}
+        signs = {leaf.number: leaf.negated for leaf in sorted(leaves_of(self._tree), reverse=True)}
         wanted = [vector for number, vector in self._vectors.items() if not signs[number]]
         return combined([(1, vector) for vector in wanted] or [(-1, vector) for vector in self._vectors.values()])
 
 
-def _leaves_of(tree: Leaf | Branch) -> Iterator[Leaf]:
-    if isinstance(tree, Leaf):
-        yield tree
-    else:
-        for part in tree.parts:
-            yield from _leaves_of(part)
-
-
-def _logistic(log_odds: Probabilities) -> Probabilities:
-    return np.exp(-np.logaddexp(0, -log_odds))
+def _logistic(logits: NDArray[np.float64]) -> Probabilities:
+    return np.exp(-np.logaddexp(0, -logits))

@@ -8,6 +8,8 @@ a copy does elsewhere. So, unless a threshold is given, a pair must stand out: i
 either photo to its ninth neighbour (Lowe 2004, section 7.1, tells true matches by such a ratio). In a larger family of
 copies the ninth neighbour is a copy too; there it is enough to differ by next to nothing.
 
+A family of thousands of copies is not looked at pair by pair (components.py).
+
 A chain of near copies may join photos that are not alike. So each component is taken apart: its best photo keeps those
 that are near copies of itself, the best of the rest keeps its own, and so on.
 """
@@ -20,8 +22,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from searchengine.components import Components, join_crowds
 from searchengine.errors import UsageError
 from searchengine.filters import Filters
+from searchengine.index import exact
 from searchengine.index.photos import ImageRow
 from searchengine.index.reader import Index
 from searchengine.index.segments import Ids
@@ -45,7 +49,6 @@ TELLING_SAMPLE, SAMPLE = 100, 1000
 
 ROUNDING = 1e-6  # by as much the cosine of two equal vectors may differ from 1
 ROWS_PER_BLOCK = 1024
-DEEPER = 10
 
 
 @dataclass(frozen=True)
@@ -99,39 +102,17 @@ def near_duplicates(
         usual, floor, certain = threshold, threshold - ROUNDING, threshold - ROUNDING
     nearness = _Nearness(floor=floor, certain=certain, ninth=np.full(len(ids), usual))
     parts = Components(len(ids))
-    doubtful = [(NO_ROWS, NO_ROWS, NO_SCORES)]
-    for first, second, scores in _neighbours(snapshot, ids, nearness, filtered=bool(filters), on_progress=on_progress):
-        parts.unite(first[scores >= certain], second[scores >= certain])
-        kept = (scores >= floor) & (scores < certain)
-        doubtful.append((first[kept], second[kept], scores[kept]))
-    first, second, scores = (np.concatenate(part) for part in zip(*doubtful, strict=True))
-    near = nearness.holds(first, second, scores)
-    parts.unite(first[near], second[near])
+    among = ids if filters else None
+    near, crowded = [(NO_ROWS, NO_ROWS, NO_SCORES)], [NO_ROWS]
+    for (first, second, scores), some in _neighbours(snapshot, ids, nearness, among=among, on_progress=on_progress):
+        kept = scores >= floor
+        near.append((first[kept], second[kept], scores[kept]))
+        crowded.append(some)
+    first, second, scores = (np.concatenate(part) for part in zip(*near, strict=True))
+    holds = nearness.holds(first, second, scores)
+    parts.unite(first[holds], second[holds])
+    join_crowds(snapshot, ids, parts, np.concatenate(crowded), certain=certain, among=among)
     return _in_order(_taken_apart(index, snapshot, ids, parts, nearness, filters))
-
-
-class Components:
-    """Union-find over 0..n-1, many pairs at a time. The root of a component is its least member."""
-
-    def __init__(self, size: int) -> None:
-        self._parent = np.arange(size)
-
-    def unite(self, first: Ids, second: Ids) -> None:
-        """Join the components of first[i] and second[i], for each i."""
-        while len(first):
-            first, second = self.roots(first), self.roots(second)
-            apart = first != second
-            first, second = np.minimum(first, second)[apart], np.maximum(first, second)[apart]
-            # Where a root gets several parents the last one stays; the other pairs come again.
-            self._parent[second] = first
-
-    def roots(self, members: Ids) -> Ids:
-        """Those of `members` (m,)."""
-        found: Ids = self._parent[members]
-        while np.any(self._parent[found] != found):
-            found = self._parent[found]
-        self._parent[members] = found
-        return found
 
 
 @dataclass(frozen=True)
@@ -156,34 +137,28 @@ def _neighbours(
     ids: Ids,
     nearness: _Nearness,
     *,
-    filtered: bool,
+    among: Ids | None,
     on_progress: Callable[[int, int], None],
-) -> Iterator[tuple[Ids, Ids, FloatMatrix]]:
+) -> Iterator[tuple[tuple[Ids, Ids, FloatMatrix], Ids]]:
     """Pairs (m,), (m,) of places in `ids`, with their cosines (m,): of each vector with its nearest ones.
 
-    Sets `nearness.ninth`. Wherever the last of the nearest is certainly a copy still, more of them are asked for.
+    Sets `nearness.ninth`. Beside them the crowded ones: those of which the last of the nearest is certainly a copy.
     """
-    rows, among = snapshot.table.rows_of(ids), ids if filtered else None
-    k, asking = NEIGHBOURS + 1, np.arange(len(ids))
-    while len(asking):
-        unfinished = []
-        for start in range(0, len(asking), ROWS_PER_BLOCK):
-            some = asking[start : start + ROWS_PER_BLOCK]
-            vectors = snapshot.table.gather(rows[some])
-            sound = np.isfinite(vectors).all(axis=1)  # others are damage, which `verify` tells
-            some = some[sound]
-            scores, found = snapshot.search(vectors[sound], k=k, among=among)
-            if k == NEIGHBOURS + 1:
-                on_progress(start, len(asking))
-                if found.shape[1] == k:
-                    nearness.ninth[some] = np.maximum(nearness.ninth[some], scores[:, -1])
-            places = np.searchsorted(ids, found)
-            other = places != some[:, None]
-            yield np.repeat(some, other.sum(1)), places[other], scores[other]
-            if found.shape[1] == k:
-                unfinished.append(some[scores[:, -1] >= nearness.certain])
-        on_progress(len(ids), len(ids))
-        k, asking = k * DEEPER, np.concatenate([NO_ROWS, *unfinished])
+    rows = snapshot.table.rows_of(ids)
+    for start in range(0, len(ids), ROWS_PER_BLOCK):
+        on_progress(start, len(ids))
+        vectors = snapshot.table.gather(rows[start : start + ROWS_PER_BLOCK])
+        sound = np.isfinite(vectors).all(axis=1)  # others are damage, which `verify` tells
+        some = start + np.flatnonzero(sound)
+        scores, found = snapshot.search(vectors[sound], k=NEIGHBOURS + 1, among=among)
+        crowded = NO_ROWS
+        if found.shape[1] > NEIGHBOURS:
+            nearness.ninth[some] = np.maximum(nearness.ninth[some], scores[:, -1])
+            crowded = some[scores[:, -1] >= nearness.certain]
+        places = np.searchsorted(ids, found)
+        other = places != some[:, None]
+        yield (np.repeat(some, other.sum(1)), places[other], scores[other]), crowded
+    on_progress(len(ids), len(ids))
 
 
 def _taken_apart(
@@ -202,10 +177,14 @@ def _taken_apart(
         left = np.array(sorted(component, key=lambda place: _worth(copies[int(ids[place])][0])))
         rows = snapshot.table.rows_of(ids[left])
         while len(left):
-            scores = snapshot.table.exact_scores(snapshot.table.gather(rows[:1])[0], rows)
-            near = nearness.holds(np.full(len(left), left[0]), left, scores)
+            best = snapshot.table.gather(rows[:1])[0]
+            near = snapshot.table.scores(best, rows) >= nearness.floor - exact.ROUNDING
             near[0] = True
-            cosines = dict(zip(ids[left[near]].tolist(), scores[near].tolist(), strict=True))
+            scores = snapshot.table.exact_scores(best, rows[near])
+            holds = nearness.holds(np.full(len(scores), left[0]), left[near], scores)
+            holds[0] = True
+            near[near] = holds
+            cosines = dict(zip(ids[left[near]].tolist(), scores[holds].tolist(), strict=True))
             cosines[int(ids[left[0]])] = 1.0
             photos = [photo for vector in cosines for photo in copies[vector]]
             if len(photos) > 1:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Orientation = Literal["landscape", "portrait", "square"]
 ORIENTATIONS: tuple[Orientation, ...] = get_args(Orientation)
 
+MAX_TAGS = 10_000  # a statement of SQLite takes 32,766 values
+
 _MOMENT = re.compile(r"\d{4}(-\d\d(-\d\d(T\d\d(:\d\d(:\d\d)?)?)?)?)?", re.ASCII)
 
 
@@ -70,6 +72,8 @@ class Filters:
             labels = tuple(self.tag) if isinstance(self.tag, list | tuple) else (self.tag,)
             if not all(isinstance(label, str) and _is_utf8(label) for label in labels):
                 raise UsageError(f"tag is {printable(repr(self.tag))}; give a label, or several")
+            if len(labels) > MAX_TAGS:
+                raise UsageError(f"there are {len(labels):,} tags to have at once; give {MAX_TAGS:,} at most")
             object.__setattr__(self, "tag", labels or None)
         if isinstance(self.near, list):
             object.__setattr__(self, "near", tuple(self.near))

@@ -59,13 +59,21 @@ class Probe:
         logits = check_unit_rows(vectors, dim=self.dim) @ self.weights.T + self.bias
         return softmax(logits.astype(np.float64) / self.temperature)
 
-    def check_encoder(self, *, name: str, fingerprint: str, whose: str) -> None:
-        """Raises ModelMismatch where `fingerprint` is not that of the probe's encoder; `whose` says what has it."""
+    def check_encoder(self, *, name: str, fingerprint: str, dim: int, whose: str) -> None:
+        """Raises ModelMismatch where `fingerprint` is not that of the probe's encoder; `whose` says what has it.
+
+        Raises WeightsError where it is, but the encoder's vectors have another `dim` than the probe takes.
+        """
         if fingerprint != self.fingerprint:
             raise ModelMismatch(
                 f"the probe was fitted on vectors of the encoder {printable(self.encoder)} "
                 f"({self.fingerprint[:12]}), but {whose} {printable(name)} ({fingerprint[:12]}); apply it to photos "
                 f"with its own encoder, or fit another one"
+            )
+        if dim != self.dim:
+            raise WeightsError(
+                f"the probe takes vectors of {self.dim:,} dimensions, but {whose} {printable(name)}, which it names, "
+                f"and that has {dim:,}; {FIT_AGAIN}"
             )
 
 
@@ -86,10 +94,10 @@ def classify_index(
     """Each photo of the index that passes `filters`, with its probabilities (classes,), from the stored vectors.
 
     In the order of the vectors' ids, then of the photos'. A vector that is not finite, which is damage that `verify`
-    tells, is left out. Raises ModelMismatch if the index is of another encoder.
+    tells, is left out. Raises ModelMismatch if the index is of another encoder, WeightsError if the probe cannot be.
     """
     known = index.identity
-    probe.check_encoder(name=known.encoder, fingerprint=known.fingerprint, whose="the index is of")
+    probe.check_encoder(name=known.encoder, fingerprint=known.fingerprint, dim=known.dim, whose="the index is of")
     table = index.snapshot().table
     ids = np.sort(table.ids[table.living_rows])
     if filters:

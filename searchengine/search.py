@@ -110,8 +110,8 @@ class Searcher:
         """The k photos that a query in the language of docs/query.md asks for; plain text is searched as by `search`.
 
         Pictures in the query, and exact copies of them, are left out. To one that is a single vector, `images` and
-        `without` add as in `search_combined`. With AND, OR, NOT, `relevance` is the probability that all of it holds,
-        photos come in its order, and `score` is the cosine to the sum of what is wanted.
+        `without` add as in `search_combined`. With AND, OR, NOT, `relevance` is made of those of the parts, for
+        AND as their geometric mean; photos come in its order, and `score` is the cosine to the sum of what is wanted.
         Raises QueryError, for an expression with the column of what is wrong.
         """
         from searchengine.boolean import Combination, narrowed

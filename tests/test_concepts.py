@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from searchengine.concepts import (
     Concept,
+    Cutoff,
     bootstrap,
     keep_above,
     keep_best,
@@ -153,6 +154,20 @@ def test_the_baselines_keep_what_their_names_say() -> None:
     assert keep_to_largest_gap()(query, library[:1]).tolist() == [True]
     assert keep_to_largest_gap()(query, library[:0]).tolist() == []
     assert keep_above(0.86)(query, library).tolist() == [False, True, False, False]
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_not_known_of_any_query_has_no_interval_and_warns_of_nothing() -> None:
+    found = bootstrap(lambda drawn: float(np.full(5, np.nan)[drawn].mean()), count=5)
+    assert np.isnan(found).all()
+    cutoff = Cutoff(
+        precision=np.full(5, np.nan),
+        recall=np.zeros(5),
+        f1=np.zeros(5),
+        oracle_f1=np.zeros(5),
+        false_alarm=np.ones(5, np.bool_),
+    )
+    assert np.isnan(cutoff.summary()["precision"]).all()
 
 
 def test_a_bootstrap_interval_is_as_wide_as_theory_says() -> None:

@@ -23,11 +23,13 @@ from PIL import Image, ImageEnhance
 import indexer
 import searchengine
 from indexer.compact import compact
-from searchengine import duplicates
+from searchengine import components, duplicates
+from searchengine.components import Components
 from searchengine.duplicates import (
+    AT_MOST,
+    STANDS_OUT,
     SURELY,
     USUAL_COSINE,
-    Components,
     DuplicateGroup,
     exact_duplicates,
     near_duplicates,
@@ -35,6 +37,7 @@ from searchengine.duplicates import (
 from searchengine.errors import UsageError
 from searchengine.filters import Filters
 from searchengine.index.reader import Index
+from searchengine.index.snapshot import Snapshot
 from searchengine.vectors import FloatMatrix, normalise
 
 Paint = Callable[..., Path]
@@ -94,17 +97,24 @@ def test_components_are_those_that_walking_along_the_pairs_finds(
 # -- groups by a threshold -------------------------------------------------------------------------------------------
 
 
-def brute_force_groups(rows: FloatMatrix, threshold: float) -> list[list[int]]:
+def brute_force_groups(rows: FloatMatrix, threshold: float | None) -> list[list[int]]:
     """Components of all pairs, each taken apart from its first row on: of equal size, the first is best."""
     scores = rows.astype(np.float64) @ rows.T.astype(np.float64)
-    reach = scores >= threshold
-    while not np.array_equal(further := (reach.astype(np.int64) @ reach) > 0, reach):
+    if threshold is None:  # at least ten rows, too few to tell what is usual
+        ninth = np.maximum(np.sort(scores, axis=1)[:, -10], USUAL_COSINE)
+        stands_out = 1 - scores <= STANDS_OUT * (1 - np.maximum(ninth[:, None], ninth))
+        floor, certain = (1 - share * (1 - USUAL_COSINE) for share in (AT_MOST, SURELY))
+        near = (scores >= certain) | ((scores >= floor) & stands_out)
+    else:
+        near = scores >= threshold
+    reach = near | np.eye(len(rows), dtype=np.bool_)
+    while not np.array_equal(further := (reach.astype(np.float32) @ reach) > 0, reach):
         reach = further
     groups = []
     left = list(range(len(rows)))
     while left:
         first = left[0]
-        group = [row for row in left if row == first or (reach[first, row] and scores[first, row] >= threshold)]
+        group = [row for row in left if row == first or (reach[first, row] and near[first, row])]
         left = [row for row in left if row not in group]
         groups += [group] if len(group) > 1 else []
     return groups
@@ -132,11 +142,100 @@ def test_groups_by_a_threshold_are_those_of_brute_force_also_where_many_are_alik
     assert all(group.similarity >= least for group in found)
 
 
+@given(
+    families=st.lists(
+        st.tuples(st.integers(1, 60), st.sampled_from([0.0, 0.02, 0.06, 0.12, 0.3])), min_size=1, max_size=4
+    ),
+    walk=st.booleans(),
+    dim=st.sampled_from([2, 3, 8]),
+    threshold=st.sampled_from([None, None, 0.5, 0.9, 0.985, 0.999]),
+    filtered=st.booleans(),
+    crowd=st.integers(1, 12),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=60)
+def test_families_are_those_of_brute_force_whatever_their_size_and_shape(
+    families: list[tuple[int, float]],
+    walk: bool,
+    dim: int,
+    threshold: float | None,
+    filtered: bool,
+    crowd: int,
+    seed: int,
+) -> None:
+    """Balls and chains, some next to each other; few are asked for at once, so that all stages have their turn."""
+    random = np.random.default_rng(seed)
+    parts = [random_rows(10, dim, seed=seed)]
+    for size, spread in families:
+        steps = spread * random.standard_normal((size, dim)) / np.sqrt(dim)
+        parts.append(normalise(parts[-1][-1] + 0.1 * parts[0][0] + (np.cumsum(steps, axis=0) if walk else steps)))
+    rows = np.concatenate(parts)[random.permutation(sum(map(len, parts)))][:99]
+    with tempfile.TemporaryDirectory(dir=QUICK) as folder, pytest.MonkeyPatch.context() as patch:
+        for name, value in {"CROWD": crowd, "DEEPER": 2, "ROWS_PER_BLOCK": 7}.items():
+            patch.setattr(components, name, value)
+        library(Path(folder, "i"), [rows])
+        with Index(Path(folder, "i")) as index:
+            found = near_duplicates(index, threshold=threshold, filters=Filters(under="/photos") if filtered else None)
+    expected = brute_force_groups(rows, None if threshold is None else threshold - 1e-6)
+    assert sorted(numbers(group) for group in found) == expected
+
+
+# Longitudes and latitudes of photos in two families, and two photos, 20 degrees from each other, where these touch: far
+# from where one begins to look for others. There, more than are asked for first lie nearer, but belong to neither.
+TOUCHING = {
+    "long families": ([(x, 0) for x in (*range(45), *range(124, 63, -1))], ((44, 0), (64, 0))),
+    "others are nearer": (
+        [
+            *((x, 0) for x in (-20.5, 0, *range(20, 0, -1), *range(55, 39, -1))),
+            *((x, y) for x in (0, 55) for y in (25, 26, 27, 28)),
+        ],
+        ((20, 0), (40, 0)),
+    ),
+}
+
+
+@pytest.mark.parametrize(("places", "pair"), TOUCHING.values(), ids=TOUCHING)
+def test_families_that_touch_at_their_far_ends_are_one(
+    quick: Path, monkeypatch: pytest.MonkeyPatch, places: list[tuple[float, float]], pair: Any
+) -> None:
+    monkeypatch.setattr(components, "CROWD", 3)
+    x, y = np.radians(places).T
+    rows = np.stack([np.cos(x) * np.cos(y), np.sin(x) * np.cos(y), np.sin(y)], axis=1).astype(np.float32)
+    library(quick / "i", [rows])
+    threshold = float(np.cos(np.radians(21.2)))
+    with Index(quick / "i") as index:
+        groups = [numbers(group) for group in near_duplicates(index, threshold=threshold)]
+    assert sorted(groups) == brute_force_groups(rows, threshold)
+    assert any({places.index(photo) for photo in pair} <= set(group) for group in groups)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.95])
+def test_a_family_of_thousands_takes_no_more_work_a_photo_than_a_small_one(
+    quick: Path, monkeypatch: pytest.MonkeyPatch, threshold: float | None
+) -> None:
+    search, brought = Snapshot.search, []
+
+    def counted(self: Snapshot, *arguments: Any, **options: Any) -> Any:
+        found = search(self, *arguments, **options)
+        brought.append(found[0].size)
+        return found
+
+    monkeypatch.setattr(Snapshot, "search", counted)
+    others, family = random_rows(3000, 16, seed=0), random_rows(1, 16, seed=1)
+    family = normalise(family + 0.01 * random_rows(2000, 16, seed=2))
+    library(quick / "i", [np.concatenate([others, family])])
+    with Index(quick / "i") as index:
+        groups = near_duplicates(index, threshold=threshold)
+    assert max(len(group.photos) for group in groups) == 2000
+    assert sum(brought) < 15 * 5000
+
+
 def test_an_index_for_large_libraries_finds_the_same_groups(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("searchengine.index.snapshot.COMPARED_AT_MOST", 100)
     rows = random_rows(500, 24, seed=1)
     rows[300:340] = normalise(rows[:40] + 0.03 * random_rows(40, 24, seed=2))
     rows[400:430] = normalise(rows[400] + 0.03 * random_rows(30, 24, seed=3))  # more than a first search brings
+    monkeypatch.setattr("searchengine.components.CROWD", 20)
     library(quick / "i", [rows[:250], rows[250:]])
     with Index(quick / "i") as index:
         exact = {threshold: near_duplicates(index, threshold=threshold) for threshold in (None, 0.95)}

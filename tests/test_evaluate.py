@@ -341,6 +341,9 @@ def test_the_command_writes_the_report_and_the_figures(
     assert cli(*arguments, "--report", tmp_path / "0.png").code == 2
     assert (tmp_path / "0.png").stat().st_size > 0
     monkeypatch.setenv("SEARCHENGINE_MAX_PIXELS", "1")
-    refused = cli(*arguments)
-    assert (refused.code, refused.out) == (2, "")
-    assert "max_pixels" in refused.err
+    for report in ("report.html", "new.html"):
+        before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+        refused = cli(*arguments, "--report", tmp_path / report)
+        assert (refused.code, refused.out) == (2, "")
+        assert "max_pixels" in refused.err
+        assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before

@@ -452,15 +452,20 @@ def test_fit_shows_its_report_and_replaces_no_file(
 
 
 def test_wrong_probes_are_refused_with_the_promised_exit_codes(
-    cli: Cli, dogs: tuple[Path, Path, list[tuple[Path, str]]], tmp_path: Path, saved: Path
+    cli: Cli, dogs: tuple[Path, Path, list[tuple[Path, str]]], tmp_path: Path, probe: Probe, saved: Path
 ) -> None:
     folder, index, photos = dogs
     photo = folder / "photos" / photos[0][0].name
     (tmp_path / "damaged").write_bytes(saved.read_bytes()[:-1])
+    with searchengine.open_index(index) as opened:
+        mini = opened.identity
+    save_probe(tmp_path / "narrow", replace(probe, encoder=mini.encoder, fingerprint=mini.fingerprint))
     for arguments, code, words in (
         ([saved, "--index", index], 4, "encoder fake"),
         ([saved, photo], 4, "fake"),
         ([tmp_path / "damaged", photo], 4, "searchengine probe fit"),
+        ([tmp_path / "narrow", "--index", index], 4, f"vectors of {DIM} dimensions"),
+        ([tmp_path / "narrow", photo], 4, "searchengine probe fit"),
         ([tmp_path / "none", photo], 4, "does not exist"),
         ([saved], 2, "--index"),
         ([saved, photo, "--under", folder], 2, "filters"),

@@ -25,7 +25,7 @@ from indexer.verify import verify
 from searchengine import zeroshot
 from searchengine.cli.queries import SearchRequest
 from searchengine.errors import IndexLocked, IndexNotFound, ModelMismatch, UsageError
-from searchengine.filters import Filters
+from searchengine.filters import MAX_TAGS, Filters
 from searchengine.index.reader import Index
 from searchengine.models import registry
 from searchengine.search import Searcher
@@ -151,6 +151,23 @@ def test_several_tags_must_all_be_there_and_other_filters_hold_too(library: Path
         assert len(searcher.search("x", k=100, filters=under)) == len(found["dog"])
         assert not searcher.search("x", filters=Filters(tag="dog", under=str(built / "elsewhere")))
         assert not searcher.search("x", filters=Filters(tag="no such label"))
+        again = searcher.search("x", k=100, filters=Filters(tag=["cat", "dog", "cat"]))
+        assert again == both
+
+
+@pytest.mark.usefixtures("fake")
+def test_thousands_of_tags_can_be_asked_for_at_once(cli: Cli, library: Path) -> None:
+    many = [f"label {number}" for number in range(MAX_TAGS)]
+    write_tags(library, request(many, top=MAX_TAGS, min_probability=0.0), encoder=FakeEncoder())
+    with Index(library) as opened:
+        everything = opened.vector_ids(Filters(under="/"))
+        assert opened.vector_ids(Filters(tag=many)).tolist() == everything.tolist()
+        assert not len(opened.vector_ids(Filters(tag=[*many[1:], "none"])))
+    options = [word for label in many[:1500] for word in ("--tag", label)]
+    found = cli("search", "x", *options, "--index", library, "--json")
+    assert (found.code, len(found.lines)) == (0, 9), found.err
+    with pytest.raises(UsageError, match="10,001 tags"):
+        Filters(tag=[*many, "one more"])
 
 
 def test_the_same_again_looks_only_at_new_photos(library: Path, built: Path, paint: Paint) -> None:

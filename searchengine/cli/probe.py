@@ -191,7 +191,12 @@ def _of_files(probe: Probe, paths: list[str], settings: Settings) -> Results:
     encoder = load_encoder(
         probe.encoder, device=settings.device, precision=probe.precision, models_folder=settings.models_folder
     )
-    probe.check_encoder(name=encoder.name, fingerprint=encoder.fingerprint, whose="the encoder of this name here is")
+    probe.check_encoder(
+        name=encoder.name,
+        fingerprint=encoder.fingerprint,
+        dim=encoder.dim,
+        whose="the encoder of this name here is",
+    )
     with _index_of(settings, encoder) or nullcontext() as index:
         for path, outcome in vectors_of(
             paths,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,13 +134,16 @@ def present(hits: list[Hit], presentation: Presentation, *, title: str) -> int:
 
 
 def writable(path: str, *suffixes: str) -> Path:
-    """The path, proven writable before work is put into it. Raises UsageError.
+    """The path, proven writable before work is put into it, and left as it was. Raises UsageError.
 
     The name must say what it will hold, so that a slip of the hand cannot put a page in place of a photo.
     """
     if not path.lower().endswith(suffixes):
         raise UsageError(f"{printable(path)} must end in {suffixes[0]}; choose another name")
     try:
+        with suppress(FileExistsError), open(path, "xb"):
+            os.unlink(path)
+            return Path(path)
         with open(path, "ab"):
             return Path(path)
     except OSError as error:

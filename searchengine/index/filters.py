@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Collection
 
 import sqlalchemy as sa
 
@@ -49,7 +50,8 @@ def condition_of(filters: Filters | None) -> sa.ColumnElement[bool]:
         conditions.append(images.c.size_bytes >= given.min_size_bytes)
     if given.max_size_bytes is not None:
         conditions.append(images.c.size_bytes <= given.max_size_bytes)
-    conditions += [_has_tag(label) for label in given.tag or ()]
+    if given.tag is not None:
+        conditions.append(_has_tags(given.tag))
     if given.where is not None:
         conditions.append(given.where)
     return sa.and_(*conditions)
@@ -68,8 +70,12 @@ def is_named_camera(part: str) -> sa.ColumnElement[bool]:
     return images.c.camera.in_(sa.select(names.c.name).where(names.c.name.icontains(part, autoescape=True)))
 
 
-def _has_tag(label: str) -> sa.ColumnElement[bool]:
-    tagged = sa.select(tags.c.vector_id).join(labels, labels.c.id == tags.c.label_id).where(labels.c.label == label)
+def _has_tags(wanted: Collection[str]) -> sa.ColumnElement[bool]:
+    """All of them, by counting: of a thousand conditions one after the other SQLite makes a tree that is too deep."""
+    names = set(wanted)
+    tagged = sa.select(tags.c.vector_id).join(labels, labels.c.id == tags.c.label_id).where(labels.c.label.in_(names))
+    if len(names) > 1:
+        tagged = tagged.group_by(tags.c.vector_id).having(sa.func.count() == len(names))
     return images.c.vector_id.in_(tagged)
 
 
