@@ -9,8 +9,8 @@ is known what it can be at most, so what lies above that is final: Fagin's thres
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import sqlalchemy as sa
@@ -21,11 +21,11 @@ from searchengine.filters import Filters
 from searchengine.index import exact
 from searchengine.index.filters import condition_of
 from searchengine.index.reader import Index
-from searchengine.index.segments import Ids
 from searchengine.index.snapshot import COMPARED_AT_MOST, DEPTHS
 from searchengine.index.table import NO_ROWS, Rows
 from searchengine.query_logic import Probabilities, is_filter, leaves_of, log_odds, normal_form
 from searchengine.query_tree import And, Condition, Not, Or, Query, Vector, shows_pictures
+from searchengine.ranking import Ranked
 from searchengine.relevance import Background, Kind
 from searchengine.vectors import FloatMatrix
 
@@ -33,24 +33,6 @@ NEAREST = DEPTHS[-1]
 
 # Probabilities of so many photos are held at a time.
 ROWS_AT_A_TIME = 2**18
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """Photos, best first: their ids, scores, and the probabilities that they match, each (n,)."""
-
-    photos: Ids
-    scores: FloatMatrix
-    probabilities: Probabilities
-
-    def __getitem__(self, places: slice | NDArray[np.generic]) -> Ranked:
-        return Ranked(self.photos[places], self.scores[places], self.probabilities[places])
-
-    def __iter__(self) -> Iterator[tuple[int, float, float]]:
-        return zip(self.photos.tolist(), self.scores.tolist(), self.probabilities.tolist(), strict=True)
-
-    def __add__(self, others: Ranked) -> Ranked:
-        return Ranked(*(np.concatenate(both) for both in zip(vars(self).values(), vars(others).values(), strict=True)))
 
 
 def narrowed(query: Query, filters: Filters | None) -> tuple[Query | None, Filters | None]:

@@ -3,6 +3,7 @@
     SearchEngineError                 exit 3
     ├── UsageError                    exit 2   the caller asked for something that makes no sense
     │   ├── QueryError                         an empty, over-long or ill-formed query
+    │   │   └── PhotoNotFound                  the index has no photo with that id
     │   └── SettingError                       a setting with a wrong name, type or range
     ├── IndexUnusable                 exit 3
     │   ├── IndexNotFound                      no index at that path
@@ -14,6 +15,9 @@
     │   ├── ModelNotFound                      no encoder of that name, or its weights are missing
     │   ├── WeightsError                       weights that are damaged or not the published ones
     │   └── ModelMismatch                      the index was made by another encoder
+    ├── ServiceUnusable               exit 3   a service that cannot be reached, or does not answer as one
+    │   ├── AccessError                        it wants a token, or another one
+    │   └── OverloadError                      it has more to do than it can take; ask again later
     └── ImageError                             one photo that cannot be used; recorded, never fatal to a run
 
 A message names the object, the value found and the remedy. The command line prints it as one line on
@@ -30,6 +34,10 @@ class UsageError(SearchEngineError):
 
 
 class QueryError(UsageError):
+    pass
+
+
+class PhotoNotFound(QueryError):
     pass
 
 
@@ -75,6 +83,22 @@ class WeightsError(ModelUnusable):
 
 class ModelMismatch(ModelUnusable):
     pass
+
+
+class ServiceUnusable(SearchEngineError):
+    exit_code = 3
+
+
+class AccessError(ServiceUnusable):
+    pass
+
+
+class OverloadError(ServiceUnusable):
+    """`retry_after_seconds`: when to ask again."""
+
+    def __init__(self, message: str, *, retry_after_seconds: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class ImageError(SearchEngineError):

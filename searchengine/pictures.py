@@ -6,7 +6,7 @@ import os
 from numbers import Integral
 from typing import TYPE_CHECKING, NamedTuple
 
-from searchengine.errors import ImageError, QueryError
+from searchengine.errors import ImageError, PhotoNotFound, QueryError
 from searchengine.text import printable
 
 if TYPE_CHECKING:
@@ -22,12 +22,12 @@ class Picture(NamedTuple):
 
 
 def picture_of(image: ImageSource | int, *, index: Index, encoder: Encoder) -> Picture:
-    """An int is the id of an indexed photo. Raises QueryError."""
+    """An int is the id of an indexed photo. Raises QueryError, PhotoNotFound for an id."""
     if isinstance(image, int | Integral):
         row = index.image(int(image)) if 0 < image < 2**63 else None
         stored = None if row is None else _stored(index, row.vector_id)
         if stored is None:
-            raise QueryError(f"the index has no photo with id {image}; ids are in the results of a search")
+            raise PhotoNotFound(f"the index has no photo with id {image}; ids are in the results of a search")
         return stored
     known = _vector_id_of(image, index)
     stored = None if known is None else _stored(index, known)

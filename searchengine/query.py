@@ -36,12 +36,13 @@ MAX_OPERANDS = 32
 MAX_DEPTH = 16
 
 
-def parse(text: str, *, max_characters: int = MAX_CHARACTERS) -> Query:
+def parse(text: str, *, max_characters: int = MAX_CHARACTERS, files: bool = True) -> Query:
     """What a query asks for. One without operators is a `Text`, as it stands, or an `Image`, if it is a path to one.
 
-    Raises QueryError that names the column, from 1, of what is wrong in an expression.
+    Without `files`, for queries of strangers, no file is looked for: what is written as a path is a text, `image:` is
+    refused. Raises QueryError that names the column, from 1, of what is wrong in an expression.
     """
-    if is_written_as_path(text) and os.path.isfile(expanded(text)):
+    if files and is_written_as_path(text) and os.path.isfile(expanded(text)):
         return Image(text)
     if MAY_BE_EXPRESSION.search(text):
         if len(text) > max_characters:
@@ -51,14 +52,15 @@ def parse(text: str, *, max_characters: int = MAX_CHARACTERS) -> Query:
             )
         tokens = tokens_of(text)
         if is_expression(tokens):
-            return _Parser(tokens, end=len(text)).query()
-    return Image(text) if names_a_picture(text) else Text(text)
+            return _Parser(tokens, end=len(text), files=files).query()
+    return Image(text) if files and names_a_picture(text) else Text(text)
 
 
 class _Parser:
     """By recursive descent: a method a rule of the grammar, which takes the tokens that the rule describes."""
 
-    def __init__(self, tokens: list[Token], *, end: int) -> None:
+    def __init__(self, tokens: list[Token], *, end: int, files: bool) -> None:
+        self._files = files
         self._tokens = [*tokens, Token("end", "", end)]
         self._place = 0
         self._depth = 0
@@ -148,6 +150,10 @@ class _Parser:
         if self._operands > MAX_OPERANDS:
             _fail(token, f"more than {MAX_OPERANDS} parts; ask for fewer at a time")
         if token.kind == "condition":
+            if token.name == "image" and not self._files:
+                _fail(
+                    token, "image: names a file, and no file is read here; send the picture itself, or write id:NUMBER"
+                )
             return _condition(token)
         if not token.text.strip():
             _fail(token, "these quotes hold nothing; describe what the photo shows")
@@ -156,7 +162,7 @@ class _Parser:
         if token.fault:
             _fail(Token("words", "", token.fault.column), token.fault.reason)
         try:
-            return Image(token.text) if names_a_picture(token.text) else Text(token.text)
+            return Image(token.text) if self._files and names_a_picture(token.text) else Text(token.text)
         except QueryError as error:
             _fail(token, str(error))
 

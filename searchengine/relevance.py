@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from searchengine.errors import IndexFormatError
 from searchengine.hits import MATCH as MATCH
 from searchengine.index.commits import Version
+from searchengine.index.kernels import inner_products
 from searchengine.index.layout import REPAIR
 from searchengine.index.reader import Index
 from searchengine.index.segments import Ids
@@ -90,7 +91,9 @@ class Background:
         `kind` tells what the query is: a text, or an image, also one combined with texts; None judges by the scores.
         """
         sample, size, likeness = self._newest()
-        return relevance(scores, background=sample @ query, usual=self._usual, likeness=likeness, size=size, kind=kind)
+        return relevance(
+            scores, background=inner_products(sample, query), usual=self._usual, likeness=likeness, size=size, kind=kind
+        )
 
     def _newest(self) -> Library:
         snapshot = self._index.snapshot()

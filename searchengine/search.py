@@ -2,50 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from searchengine.errors import ModelMismatch, QueryError, UsageError
+from searchengine.errors import UsageError
 from searchengine.filters import Filters
 from searchengine.hits import Hit as Hit
-from searchengine.index.photos import ImageRow
 from searchengine.index.reader import Index
-from searchengine.index.segments import Ids
-from searchengine.pictures import Picture, picture_of
-from searchengine.prompts import query_vectors
-from searchengine.relevance import Background, Kind
-from searchengine.text import printable
-from searchengine.vectors import Encoder, FloatMatrix, check_unit_rows, normalise
+from searchengine.index.table import NO_ROWS
+from searchengine.ranker import Ranker
+from searchengine.ranking import Ranked
+from searchengine.relevance import Kind
+from searchengine.vectors import Encoder, FloatMatrix
 
 if TYPE_CHECKING:
     from searchengine.query_tree import Query
     from searchengine.vectors import ImageSource
-
-MAX_QUERY_CHARACTERS = 100_000
-
-# Ranks come from FAISS and photos from SQLite; a commit between the two makes a search start over, so that it sees the
-# index as it was before or after. Commits are many seconds apart, so a second attempt nearly always does.
-ATTEMPTS = 5
-
-# Half weight keeps the wanted side in charge where the two share content ("dog on a beach" less "people on a beach").
-NEGATIVE_WEIGHT = 0.5
 
 
 class Searcher:
     """Searches one index with the encoder that made it. Raises ModelMismatch for any other encoder."""
 
     def __init__(self, index: Index, encoder: Encoder) -> None:
-        if encoder.fingerprint != index.identity.fingerprint:
-            raise ModelMismatch(
-                f"the index at {printable(str(index.folder))} was made by encoder {index.identity.encoder} "
-                f"({index.identity.fingerprint[:12]}), not by {encoder.name} ({encoder.fingerprint[:12]}); "
-                "search it with its own, or index again with this one"
-            )
         self.index = index
         self.encoder = encoder
-        self._background = Background(index, encoder.usual_scores)
+        self.ranker = Ranker(index, encoder)
 
     def search(self, text: str, *, k: int = 10, offset: int = 0, filters: Filters | None = None) -> list[Hit]:
         """The k photos that `text` describes best, whatever it holds; for operators there is `search_query`.
@@ -58,7 +42,7 @@ class Searcher:
         self, texts: Sequence[str], *, k: int = 10, offset: int = 0, filters: Filters | None = None
     ) -> list[list[Hit]]:
         """For each text what `search` finds, with one call of the encoder and one pass over the vectors."""
-        return self.search_vectors(self._text_vectors(texts), k=k, offset=offset, filters=filters, kind="text")
+        return self.search_vectors(self.ranker.text_vectors(texts), k=k, offset=offset, filters=filters, kind="text")
 
     def search_image(
         self, image: ImageSource, *, k: int = 10, offset: int = 0, filters: Filters | None = None
@@ -91,11 +75,13 @@ class Searcher:
     ) -> list[Hit]:
         """The k photos nearest to what `combine` makes of the same; none of `images`, nor an exact copy of one."""
         _check_page(k, offset)
-        pictures = [self._picture(image) for image in images]
-        vector = self._combined([*self._text_vectors(texts), *(picture.vector for picture in pictures)], without)
-        known = [picture.vector_id for picture in pictures if picture.vector_id is not None]
-        kind: Kind = "image" if pictures else "text"
-        return self.search_vector(vector, k=k, offset=offset, filters=filters, without=known, kind=kind)
+
+        def rank() -> Ranked:
+            return self.ranker.rank_combined(
+                texts=texts, images=images, without=without, count=offset + k, filters=filters
+            )
+
+        return self._page(rank, offset=offset)
 
     def search_query(
         self,
@@ -114,40 +100,15 @@ class Searcher:
         AND as their geometric mean; photos come in its order, and `score` is the cosine to the sum of what is wanted.
         Raises QueryError, for an expression with the column of what is wrong.
         """
-        from searchengine.boolean import Combination, narrowed
-        from searchengine.composition import Composition
-        from searchengine.query import Vector, parse
-        from searchengine.query_tree import shows_pictures
+        from searchengine.query import parse
 
         _check_page(k, offset)
-        asked, filters = narrowed(parse(query) if isinstance(query, str) else query, filters)
-        if asked is None:
-            raise QueryError("the query holds nothing but filters; say what the photos show, too")
-        parts = Composition(asked, text_vectors=self._text_vectors, picture=self._picture)
-        known = parts.vector_ids
-        if isinstance(asked, Vector):
-            pictures = [self._picture(image) for image in images]
-            known |= {picture.vector_id for picture in pictures if picture.vector_id is not None}
-            vector = self._combined([parts.vector(asked), *(picture.vector for picture in pictures)], without)
-            kind: Kind = "image" if pictures or shows_pictures(asked) else "text"
-            return self.search_vector(vector, k=k, offset=offset, filters=filters, without=known, kind=kind)
-        if images or without:
-            raise QueryError(
-                "pictures and texts given beside the query (--like, --not) add to a description, but this query joins "
-                "conditions; write them into it, such as AND ./x.jpg AND NOT fruit"
-            )
-        for _ in range(ATTEMPTS):
-            version = self.index.snapshot().version
-            combination = Combination(asked, parts, self.index, self._background, filters=filters, without=known)
-            ranked = combination.best(offset + k)[offset:]
-            rows = self.index.images(np.unique(ranked.photos))
-            if self.index.snapshot().version == version:
-                break
-        return [
-            _hit(rank, score, relevance, rows[photo])
-            for rank, (photo, score, relevance) in enumerate(ranked, start=offset + 1)
-            if photo in rows
-        ]
+        asked = parse(query) if isinstance(query, str) else query
+
+        def rank() -> Ranked:
+            return self.ranker.rank_query(asked, images=images, without=without, count=offset + k, filters=filters)
+
+        return self._page(rank, offset=offset)
 
     def search_vector(
         self,
@@ -182,60 +143,24 @@ class Searcher:
         Raises UsageError for vectors that are not of this index's kind, k < 1 or offset < 0.
         """
         _check_page(k, offset)
-        queries = check_unit_rows(np.asarray(vectors), dim=self.index.dim)
-        for _ in range(ATTEMPTS):
-            version = self.index.snapshot().version
-            pages, rows = self._pages(queries, k=k, offset=offset, filters=filters, without=without)
-            if self.index.snapshot().version == version:
-                break
-        return [
-            [
-                _hit(rank, score, relevance, rows[photo])
-                for rank, (photo, score, relevance) in enumerate(
-                    zip(photos.tolist(), scores.tolist(), relevances.tolist(), strict=True), start=offset + 1
-                )
-                if photo in rows
-            ]
-            for photos, scores, relevances in (
-                (photos, scores, self._background.relevance(query, scores, kind=kind))
-                for query, (photos, scores) in zip(queries, pages, strict=True)
-            )
-        ]
 
-    def _pages(
-        self, queries: FloatMatrix, *, k: int, offset: int, filters: Filters | None, without: Collection[int]
-    ) -> tuple[list[tuple[Ids, FloatMatrix]], dict[int, ImageRow]]:
-        """For each query the photos' ids and scores, best first, and what is known of all these photos."""
-        among = self.index.vector_ids(filters) if filters else None
-        excluded = np.fromiter(without, np.int64)
-        ranked = [
-            (scores[usable], ids[usable])
-            for scores, ids in self._ranked(queries, k=offset + k + len(excluded), among=among)
-            for usable in [~np.isin(ids, excluded)]
-        ]
-        vectors = np.unique(np.concatenate([excluded[:0], *(ids for _, ids in ranked)]))
-        photos, places = self.index.photos_of(vectors, filters=filters)
-        starts = np.searchsorted(places, np.arange(len(vectors) + 1))
-        pages = []
-        for scores, ids in ranked:
-            place = np.searchsorted(vectors, ids)
-            counts = starts[place + 1] - starts[place]
-            # The photos of each vector are a run in `photos`: of each run its first place, then one more a photo.
-            ends = np.cumsum(counts)
-            which = np.repeat(starts[place] - (ends - counts), counts) + np.arange(counts.sum())
-            page = slice(offset, offset + k)
-            pages.append((photos[which[page]], np.repeat(scores, counts)[page]))
-        return pages, self.index.images(np.unique(np.concatenate([excluded[:0], *(found for found, _ in pages)])))
+        def look() -> list[list[Hit]]:
+            ranked = self.ranker.rank_vectors(vectors, count=offset + k, filters=filters, without=without, kind=kind)
+            return self.hits(*(one[offset:] for one in ranked), first_rank=offset + 1)
 
-    def _ranked(self, queries: FloatMatrix, *, k: int, among: Ids | None) -> list[tuple[FloatMatrix, Ids]]:
-        """For each query the scores and ids of its nearest vectors; the first j are the same for every k >= j."""
-        if self.index.snapshot().ann is None:
-            return list(zip(*self.index.search(queries, k=k, among=among), strict=True))
-        return [self.index.rank(query, k=k, among=among) for query in queries]
+        return self.ranker.of_one_state(look)
+
+    def hits(self, *ranked: Ranked, first_rank: int = 1) -> list[list[Hit]]:
+        """What the index knows of photos, their ranks from `first_rank` on; those that are gone are left out."""
+        rows = self.index.images(np.unique(np.concatenate([NO_ROWS, *(one.photos for one in ranked)])))
+        return [one.hits(rows, ranks=count(first_rank)) for one in ranked]
+
+    def _page(self, rank: Callable[[], Ranked], *, offset: int) -> list[Hit]:
+        return self.ranker.of_one_state(lambda: self.hits(rank()[offset:], first_rank=offset + 1))[0]
 
     def text_vector(self, text: str) -> FloatMatrix:
         """The unit vector (dim,) of a query text."""
-        vector: FloatMatrix = self._text_vectors([text])[0]
+        vector: FloatMatrix = self.ranker.text_vectors([text])[0]
         return vector
 
     def image_vector(self, image: ImageSource | int) -> FloatMatrix:
@@ -243,7 +168,7 @@ class Searcher:
 
         Raises QueryError.
         """
-        return self._picture(image).vector
+        return self.ranker.picture(image).vector
 
     def combine(
         self,
@@ -253,48 +178,9 @@ class Searcher:
         without: Sequence[str] = (),
     ) -> FloatMatrix:
         """One unit vector for several conditions: the mean of `texts` and `images`, less what `without` describes."""
-        return self._combined([*self._text_vectors(texts), *map(self.image_vector, images)], without)
-
-    def _combined(self, wanted: Sequence[FloatMatrix], without: Sequence[str]) -> FloatMatrix:
-        if not wanted:
-            raise QueryError("the query is empty; give a text or an image")
-        if len(wanted) == 1 and not without:
-            return wanted[0]
-        total = np.mean(wanted, axis=0)
-        if without:
-            total = total - NEGATIVE_WEIGHT * np.mean(self._text_vectors(without), axis=0)
-        combined: FloatMatrix = normalise(total[None])[0]
-        return combined
-
-    def _text_vectors(self, texts: Sequence[str]) -> FloatMatrix:
-        for text in texts:
-            if not text.strip():
-                raise QueryError("the query is empty; describe what the photo shows")
-            if len(text) > MAX_QUERY_CHARACTERS:
-                raise QueryError(
-                    f"the query has {len(text):,} characters, more than {MAX_QUERY_CHARACTERS:,}; shorten it"
-                )
-        return query_vectors(texts, encoder=self.encoder)
-
-    def _picture(self, image: ImageSource | int) -> Picture:
-        """Raises QueryError."""
-        return picture_of(image, index=self.index, encoder=self.encoder)
+        return self.ranker.combined([*self.ranker.text_vectors(texts), *map(self.image_vector, images)], without)
 
 
 def _check_page(k: int, offset: int) -> None:
     if k < 1 or offset < 0:
         raise UsageError(f"k is {k} and offset {offset}; k must be at least 1, offset at least 0")
-
-
-def _hit(rank: int, score: float, relevance: float, row: ImageRow) -> Hit:
-    return Hit(
-        rank=rank,
-        score=score,
-        relevance=relevance,
-        id=row.id,
-        store=row.store,
-        path=row.key,
-        taken_at=row.taken_at,
-        width=row.width,
-        height=row.height,
-    )

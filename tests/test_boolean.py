@@ -145,7 +145,7 @@ class ByHand:
             vector = self.vector(query)
             kind = "image" if any(isinstance(leaf, Image | Photo) for leaf in leaves_of(query)) else "text"
             scores = (self._photos @ vector).astype(np.float32)
-            found = self.searcher._background.relevance(vector, scores, kind=kind)  # type: ignore[arg-type]
+            found = self.searcher.ranker._background.relevance(vector, scores, kind=kind)  # type: ignore[arg-type]
             self._known[query] = dict(zip((photo.id for photo in self.rows), found.tolist(), strict=True))
         return self._known[query][row.id]
 
@@ -376,7 +376,7 @@ def test_photos_are_told_apart_where_none_match_or_all_do(
     def relevance(vector: Any, scores: Any, *, kind: str) -> Any:
         return (1e-30 * np.exp(8 * scores.astype(float))).astype(np.float32)
 
-    monkeypatch.setattr(searcher._background, "relevance", relevance)
+    monkeypatch.setattr(searcher.ranker._background, "relevance", relevance)
     red, blue = searcher.text_vector("red"), searcher.text_vector("blue")
     matches = {}
     for row in by_hand.rows:

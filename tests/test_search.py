@@ -295,7 +295,7 @@ def test_pages_follow_the_ranks_of_an_approximate_index(searcher: Searcher, monk
     true_scores, true_ids = searcher.index.search(searcher.text_vector("x")[None], k=100)
     late = np.r_[1:20, 0, 20 : true_ids.shape[1]]
 
-    def rank(self: Index, query: Any, *, k: int, among: Any = None) -> Any:
+    def rank(self: Index, query: Any, *, k: int, among: Any = None, depths: Any = None) -> Any:
         return true_scores[0][late][:k], true_ids[0][late][:k]
 
     approximate = replace(searcher.index.snapshot(), ann=object())  # type: ignore[arg-type]

@@ -7,7 +7,6 @@ import click
 
 from searchengine.cli.options import index_option, json_option, open_for_reading, parse_size, settings_from
 from searchengine.cli.output import notice, progress_bar
-from searchengine.cli.status import status_of
 
 
 @click.command("compact", epilog="Example:  searchengine compact --memory 2G")
@@ -44,6 +43,8 @@ def command(index: str | None, as_json: bool, memory: str | None, **choices: Any
     with progress_bar("vectors") as advance:
         done = compact(settings.index_folder, memory_bytes=memory_bytes, on_progress=advance, **choices)
     if as_json:
+        from searchengine.index.status import status_of
+
         with open_for_reading(settings) as opened:
             click.echo(json.dumps(status_of(opened)))
         return

@@ -1,16 +1,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from searchengine.cli.options import index_option, json_option, open_for_reading, settings_from
 from searchengine.text import printable
-
-if TYPE_CHECKING:
-    from searchengine.index.reader import Index
 
 
 @click.command("status", epilog="Example:  searchengine status --failures")
@@ -25,42 +21,17 @@ def command(index: str | None, failures: bool, as_json: bool) -> None:
                 line = {"store": store, "path": key, "reason": reason}
                 click.echo(json.dumps(line) if as_json else f"{printable(key)}: {reason}")
             return
+        from searchengine.index.status import status_of
+
         if as_json:
             click.echo(json.dumps(status_of(opened)))
         else:
-            _print_status(opened)
+            _print_status(status_of(opened), folder=printable(str(opened.folder)))
 
 
-def status_of(index: Index) -> dict[str, Any]:
-    """What `status --json` and `compact --json` print."""
-    from searchengine.index.model_change import model_change
-
-    snapshot = index.snapshot()
-    change = model_change(index.folder)
-    ann = snapshot.ann.parameters if snapshot.ann else None
-    return {
-        "images": index.count_images(),
-        "vectors": len(snapshot),
-        "segments": len(snapshot.segments),
-        "failures": index.count_failures(),
-        "model": index.identity.encoder,
-        "fingerprint": index.identity.fingerprint,
-        "dim": index.dim,
-        "precision": index.identity.precision,
-        "index_kind": ann.kind if ann else "flat",
-        "recall_at_10": ann.recall_at_10 if ann else 1.0,
-        "size_bytes": index.size_bytes(),
-        "last_run": index.last_run(),
-        "vectors_not_in_ann": len(snapshot.fresh) if ann else 0,
-        "resident_bytes_per_vector": snapshot.resident_bytes_per_vector,
-        "model_change": change and asdict(change),
-    }
-
-
-def _print_status(index: Index) -> None:
-    status = status_of(index)
+def _print_status(status: dict[str, Any], *, folder: str) -> None:
     rows = {
-        "index": printable(str(index.folder)),
+        "index": folder,
         "images": f"{status['images']:,}",
         "vectors": f"{status['vectors']:,} of dimension {status['dim']}, in {status['segments']:,} segments",
         "failures": f"{status['failures']:,}" + (" (status --failures lists them)" if status["failures"] else ""),

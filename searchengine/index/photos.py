@@ -6,6 +6,7 @@ import json
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
@@ -45,7 +46,7 @@ def vector_ids(connection: sa.Connection, filters: Filters) -> Ids:
     condition = condition_of(filters)
     if filters.camera is not None and _has(connection, CAMERA_INDEX):
         condition = sa.and_(condition, is_named_camera(filters.camera))
-    (ids,) = _integers(connection, images.c.vector_id, condition=condition)
+    (ids,) = _columns(connection, _joined(images.c.vector_id).where(condition))
     ids.sort()
     # Copies of a photo are next to each other now.
     return ids if np.all(ids[1:] > ids[:-1]) else np.unique(ids)
@@ -53,7 +54,7 @@ def vector_ids(connection: sa.Connection, filters: Filters) -> Ids:
 
 def vectors_in_use(connection: sa.Connection) -> Ids:
     """The vectors that have a photo, rising."""
-    (ids,) = _integers(connection, images.c.vector_id, condition=sa.true())
+    (ids,) = _columns(connection, _joined(images.c.vector_id))
     return np.unique(ids)
 
 
@@ -62,8 +63,8 @@ def photos_of(connection: sa.Connection, vector_ids: Ids, *, filters: Filters | 
 
     Returns the photos' ids (n,) and the place (n,) of each one's vector in `vector_ids` (m,), which are distinct.
     """
-    condition = sa.and_(_is_one_of(images.c.vector_id, vector_ids), condition_of(filters))
-    photos, owners = _integers(connection, images.c.id, images.c.vector_id, condition=condition)
+    query = OF_VECTORS if filters is None else OF_VECTORS.where(condition_of(filters))
+    photos, owners = _columns(connection, query, _as_json(vector_ids))
     rising = np.argsort(vector_ids)
     places = rising[np.searchsorted(vector_ids, owners, sorter=rising)]
     order = np.lexsort((photos, places))
@@ -72,16 +73,17 @@ def photos_of(connection: sa.Connection, vector_ids: Ids, *, filters: Filters | 
 
 def rows(connection: sa.Connection, image_ids: Ids) -> dict[int, ImageRow]:
     """What is known of these photos, by id; one that is gone is left out."""
-    found = connection.execute(sa.select(images).where(_is_one_of(images.c.id, image_ids))).all()
+    found = connection.execute(ROWS, _as_json(image_ids)).all()
     return {row[0]: ImageRow(*row) for row in found}
 
 
 def keys_of(connection: sa.Connection, vector_ids: Ids, *, filters: Filters | None) -> dict[int, list[tuple[int, str]]]:
     """The photos of each vector that pass, by their ids: id and key. Several times as fast as whole rows."""
-    condition = sa.and_(_is_one_of(images.c.vector_id, vector_ids), condition_of(filters))
-    query = sa.select(images.c.vector_id, images.c.id, images.c.key).where(condition).order_by(images.c.id)
+    query = sa.select(images.c.vector_id, images.c.id, images.c.key).where(images.c.vector_id.in_(IDS))
     found: dict[int, list[tuple[int, str]]] = {}
-    for vector_id, image_id, key in connection.execute(query):
+    for vector_id, image_id, key in connection.execute(
+        query.where(condition_of(filters)).order_by(images.c.id), _as_json(vector_ids)
+    ):
         found.setdefault(vector_id, []).append((image_id, key))
     return found
 
@@ -97,8 +99,11 @@ def count(connection: sa.Connection, filters: Filters | None) -> int:
     return int(connection.execute(query).scalar_one())
 
 
-def tag_counts(connection: sa.Connection) -> list[tuple[str, int]]:
-    """Each label that was given as a tag, and how many photos have it, the most frequent first."""
+def tag_counts(connection: sa.Connection, *, vector_id: int | None = None) -> list[tuple[str, int]]:
+    """Each label that was given as a tag, and how many photos have it, the most frequent first.
+
+    Of one vector, those that it has, where `vector_id` names it.
+    """
     photos = sa.func.count(images.c.id)
     query = (
         sa.select(labels.c.label, photos)
@@ -107,6 +112,8 @@ def tag_counts(connection: sa.Connection) -> list[tuple[str, int]]:
         .group_by(labels.c.label)
         .order_by(photos.desc(), labels.c.label)
     )
+    if vector_id is not None:
+        query = query.where(images.c.vector_id == vector_id)
     return [(label, int(number)) for label, number in connection.execute(query)]
 
 
@@ -142,24 +149,31 @@ def _has(connection: sa.Connection, sql_index: str) -> bool:
     return connection.exec_driver_sql(query, (sql_index,)).first() is not None
 
 
-def _integers(
-    connection: sa.Connection, *columns: sa.Column[int], condition: sa.ColumnElement[bool]
-) -> tuple[Ids, ...]:
-    """The columns, each as one array, of the photos that fulfil `condition`. Raises IndexFormatError.
+def _joined(*columns: sa.Column[int]) -> sa.Select[Any]:
+    """How many rows there are, and each column as one text, which numpy reads several times as fast as Python rows."""
+    return sa.select(sa.func.count(), *(sa.func.group_concat(column, ",") for column in columns))
 
-    SQLite puts each column into one text, which numpy reads several times as fast as Python reads the rows.
-    """
-    joined = [sa.func.group_concat(column, ",") for column in columns]
-    count, *texts = connection.execute(sa.select(sa.func.count(), *joined).where(condition)).one()
+
+def _columns(
+    connection: sa.Connection, query: sa.Select[Any], parameters: dict[str, str] | None = None
+) -> tuple[Ids, ...]:
+    """Each column of a query by `_joined` as an array. Raises IndexFormatError."""
+    count, *texts = connection.execute(query, parameters).one()
     try:
         arrays = tuple(np.fromstring(text or "", dtype=np.int64, sep=",") for text in texts)
     except ValueError:
         arrays = ()
-    if [len(array) for array in arrays] != [count] * len(columns):  # numpy stops at what is no number
+    if [len(array) for array in arrays] != [count] * len(texts):  # numpy stops at what is no number
         raise IndexFormatError(f"the tables of the index hold ids that are no whole numbers; {REPAIR}")
     return arrays
 
 
-def _is_one_of(column: sa.Column[int], ids: Ids) -> sa.ColumnElement[bool]:
+def _as_json(ids: Ids) -> dict[str, str]:
     """One variable however many ids there are: SQLite takes 32,766 at most."""
-    return column.in_(sa.select(sa.func.json_each(json.dumps(ids.tolist())).table_valued("value").c.value))
+    return {"ids": json.dumps(ids.tolist())}
+
+
+# Statements that every search asks are built once: that takes SQLAlchemy longer than SQLite takes to answer them.
+IDS = sa.select(sa.func.json_each(sa.bindparam("ids", type_=sa.Text)).table_valued("value").c.value)
+OF_VECTORS = _joined(images.c.id, images.c.vector_id).where(images.c.vector_id.in_(IDS))
+ROWS = sa.select(images).where(images.c.id.in_(IDS))

@@ -39,7 +39,7 @@ from searchengine.index.schema import (
     vectors,
 )
 from searchengine.index.segments import Ids, load_segment
-from searchengine.index.snapshot import Snapshot
+from searchengine.index.snapshot import DEPTHS, Snapshot
 from searchengine.index.table import VectorTable
 from searchengine.text import printable
 from searchengine.vectors import FloatMatrix, check_unit_rows
@@ -109,9 +109,11 @@ class Index:
         """
         return self.snapshot().search(self._checked(queries, k=k), k=k, among=among)
 
-    def rank(self, query: FloatMatrix, *, k: int, among: Ids | None = None) -> tuple[FloatMatrix, Ids]:
+    def rank(
+        self, query: FloatMatrix, *, k: int, among: Ids | None = None, depths: Sequence[int] = DEPTHS
+    ) -> tuple[FloatMatrix, Ids]:
         """The same for one query (dim,), for those who turn pages: the first j hits are the same for every k >= j."""
-        return self.snapshot().rank(self._checked(query[None], k=k)[0], k=k, among=among)
+        return self.snapshot().rank(self._checked(query[None], k=k)[0], k=k, among=among, depths=depths)
 
     def _checked(self, queries: FloatMatrix, *, k: int) -> FloatMatrix:
         if not isinstance(k, int | np.integer) or k < 1:
@@ -200,10 +202,10 @@ class Index:
         with self._reading() as connection:
             yield from connection.execute(query)
 
-    def tags(self) -> list[tuple[str, int]]:
-        """Each label that `classify --write-tags` gave, and how many photos have it, the most frequent first."""
+    def tags(self, *, vector_id: int | None = None) -> list[tuple[str, int]]:
+        """Each label that `classify --write-tags` gave, to `vector_id` or to any, with its photos: the most first."""
         with self._reading() as connection:
-            return photos.tag_counts(connection)
+            return photos.tag_counts(connection, vector_id=vector_id)
 
     def last_run(self) -> dict[str, Any] | None:
         """The newest run that committed: when it started and ended, and its counters."""

@@ -6,6 +6,7 @@ else                                   `ann/` for what it holds, every newer vec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -63,20 +64,25 @@ class Snapshot:
         many = len(self.table.dead_rows) > DEAD_SHARE * len(self.table)
         return Allowed(self.table, self.table.ids) if many else None
 
-    def rank(self, query: FloatMatrix, *, k: int, among: Ids | None = None) -> tuple[FloatMatrix, Ids]:
+    def rank(
+        self, query: FloatMatrix, *, k: int, among: Ids | None = None, depths: Sequence[int] = DEPTHS
+    ) -> tuple[FloatMatrix, Ids]:
         """Scores (k',) and ids (k',) of the nearest vectors to `query` (dim,), k' = min(k, allowed vectors).
 
         The first j do not depend on k: pages cut from it never overlap. With an `ann`, a photo that a search of less
-        depth missed comes later than its score would have it; otherwise scores fall.
+        depth missed comes later than its score would have it; otherwise scores fall. That holds among searches of the
+        same `depths`, rising.
         """
-        return self._rank(query, k=k, allowed=self._allowed(among))
+        return self._rank(query, k=k, allowed=self._allowed(among), depths=depths)
 
-    def _rank(self, query: FloatMatrix, *, k: int, allowed: Allowed | None) -> tuple[FloatMatrix, Ids]:
+    def _rank(
+        self, query: FloatMatrix, *, k: int, allowed: Allowed | None, depths: Sequence[int] = DEPTHS
+    ) -> tuple[FloatMatrix, Ids]:
         if self.is_exact(allowed):
             return exact.search(self.table, query[None], k=k, allowed=allowed)[0]
         scores, ids = NO_SCORES, NO_ROWS
-        for depth in (*DEPTHS, len(self.table)):
-            if depth <= DEPTHS[-1]:
+        for depth in (*depths, len(self.table)):
+            if depth <= depths[-1]:
                 more_scores, more_ids = self._approximate(query, k=depth, allowed=allowed)
             else:
                 more_scores, more_ids = exact.search(self.table, query[None], k=k, allowed=allowed)[0]
