@@ -13,6 +13,7 @@ import os
 import signal
 import struct
 from dataclasses import asdict
+from enum import IntEnum
 from typing import Any
 
 from searchengine import __version__
@@ -24,16 +25,18 @@ from searchengine.decode import (
     decode_bytes,
     inspect_bytes,
     open_image,
+    thumbnail,
 )
 from searchengine.errors import ImageError
 from searchengine.formats import load_plugins
+from searchengine.metadata import PhotoMetadata
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-REQUEST = struct.Struct("!IIQ")  # its number; image_size in pixels, 0 to inspect only; size of the photo in bytes
+REQUEST = struct.Struct("!IBIQ")  # its number; a Work; a side in pixels, or 0; size of the photo in bytes
 ANSWER = struct.Struct("!II")  # the number of the request; size in bytes of what is said in JSON
 READY = f"searchengine {__version__} is ready".encode()  # the program may be replaced while its parent runs
 PIPE_BYTES = 2**20  # as much as Linux grants everyone (fs.pipe-max-size); small pipes cost a switch per 64 KiB
@@ -42,6 +45,14 @@ EXIT_PERHAPS_OUT_OF_MEMORY = 78
 
 # Some decoders do not tell want of memory from damage. None was seen to take more than this.
 MOST_BYTES_A_PIXEL = 32
+
+
+class Work(IntEnum):
+    """What to do with a photo. The metadata with a thumbnail are its own: width and height."""
+
+    INSPECT = 0
+    CROP = 1
+    THUMBNAIL = 2
 
 
 def serve(limits_by_name: dict[str, Any]) -> None:
@@ -57,12 +68,12 @@ def serve(limits_by_name: dict[str, Any]) -> None:
     try:
         answers.write(READY)
         while header := requests.read(REQUEST.size):
-            number, image_size, size = REQUEST.unpack(header)
+            number, work, side_px, size = REQUEST.unpack(header)
             data = requests.read(size)
             if len(data) < size:
                 return
             _set_timer(limits.max_seconds)
-            answer, pixels = _answer(data, image_size=image_size, limits=limits)
+            answer, pixels = _answer(data, work=Work(work), side_px=side_px, limits=limits)
             _set_timer(0)
             encoded = json.dumps(answer).encode()
             _write(answers, b"".join((ANSWER.pack(number, len(encoded)), encoded, pixels)))
@@ -72,11 +83,16 @@ def serve(limits_by_name: dict[str, Any]) -> None:
         pass  # the parent has ended
 
 
-def _answer(data: bytes, *, image_size: int, limits: DecodeLimits) -> tuple[dict[str, Any], bytes | memoryview]:
+def _answer(
+    data: bytes, *, work: Work, side_px: int, limits: DecodeLimits
+) -> tuple[dict[str, Any], bytes | memoryview]:
     try:
-        if not image_size:
+        if work is Work.INSPECT:
             return asdict(inspect_bytes(data, limits=limits)), b""
-        photo = decode_bytes(data, image_size=image_size, limits=limits)
+        if work is Work.THUMBNAIL:
+            small = thumbnail(data, max_side_px=side_px, limits=limits)
+            return asdict(PhotoMetadata(width=small.width, height=small.height)), small.tobytes()
+        photo = decode_bytes(data, image_size=side_px, limits=limits)
         return asdict(photo.metadata), photo.pixels.data.cast("B")
     except ImageError as error:
         reason = str(error)

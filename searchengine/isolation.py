@@ -40,6 +40,7 @@ from searchengine.decoder_process import (
     PIPE_BYTES,
     READY,
     REQUEST,
+    Work,
 )
 from searchengine.errors import ImageError, SearchEngineError
 from searchengine.metadata import PhotoMetadata
@@ -68,7 +69,7 @@ KINDS = {"width": (int,), "height": (int,), "taken_at": TEXT, "camera": TEXT, "l
 
 
 class IsolatedDecoder:
-    """Decodes as `decode_bytes` and `inspect_bytes` do, in a process that is started when there is a first photo.
+    """Decodes as `decode_bytes`, `inspect_bytes` and `thumbnail` do, in a process that the first photo starts.
 
     One photo at a time; `close` may be called from any thread, and what is under way then fails at once. Every method
     raises SearchEngineError where no process can be started.
@@ -82,12 +83,16 @@ class IsolatedDecoder:
 
     def decode_bytes(self, data: bytes, *, image_size: int) -> Photo:
         """Decode an encoded picture. Raises ImageError with a reason that a person understands."""
-        metadata, pixels = self._ask(data, image_size=image_size)
+        metadata, pixels = self._ask(data, work=Work.CROP, side_px=image_size)
         return Photo(pixels=pixels, metadata=metadata)
 
     def inspect_bytes(self, data: bytes) -> PhotoMetadata:
         """Size and EXIF. Raises ImageError."""
-        return self._ask(data, image_size=0)[0]
+        return self._ask(data, work=Work.INSPECT)[0]
+
+    def thumbnail(self, data: bytes, *, max_side_px: int) -> NDArray[np.uint8]:
+        """The whole picture, upright, uint8 RGB (height, width, 3), sides at most `max_side_px`. Raises ImageError."""
+        return self._ask(data, work=Work.THUMBNAIL, side_px=max_side_px)[1]
 
     def close(self) -> None:
         """End the process."""
@@ -97,7 +102,7 @@ class IsolatedDecoder:
         with self._busy:
             self._discard()
 
-    def _ask(self, data: bytes, *, image_size: int) -> tuple[PhotoMetadata, NDArray[np.uint8]]:
+    def _ask(self, data: bytes, *, work: Work, side_px: int = 0) -> tuple[PhotoMetadata, NDArray[np.uint8]]:
         with self._busy:
             while True:
                 fresh = self._child is None
@@ -107,7 +112,7 @@ class IsolatedDecoder:
                     self._discard()
                     raise ImageError("decoding it was interrupted")
                 try:
-                    return self._child.ask(data, image_size=image_size)
+                    return self._child.ask(data, work=work, side_px=side_px)
                 except _Fatal as error:
                     self._discard()
                     if fresh or error.is_final or self._closed:
@@ -171,22 +176,25 @@ class _Child:
                 "`python -c 'import searchengine.decoder_process'` may tell why"
             ) from None
 
-    def ask(self, data: bytes, *, image_size: int) -> tuple[PhotoMetadata, NDArray[np.uint8]]:
-        """The answer to one photo; uint8 pixels (image_size, image_size, 3). Raises ImageError, _Fatal."""
+    def ask(self, data: bytes, *, work: Work, side_px: int) -> tuple[PhotoMetadata, NDArray[np.uint8]]:
+        """The answer to one photo; uint8 pixels (height, width, 3), if any are asked for. Raises ImageError, _Fatal."""
         self._number = (self._number + 1) % 2**32
         started = time.monotonic()
         deadline = started + self._limits.max_seconds + GRACE_SECONDS
         try:
             # The request with the first of the photo: the child is woken once.
-            self._send(REQUEST.pack(self._number, image_size, len(data)) + data[:PIPE_BYTES], deadline)
+            self._send(REQUEST.pack(self._number, work, side_px, len(data)) + data[:PIPE_BYTES], deadline)
             self._send(memoryview(data)[PIPE_BYTES:], deadline)
             number, length = ANSWER.unpack(self._receive(ANSWER.size, deadline))
             if number != self._number:
                 raise ValueError
             answer = json.loads(self._receive(min(length, MAX_ANSWER_BYTES), deadline))
             metadata = _checked(answer, max_pixels=self._limits.max_pixels)
-            pixels = self._receive(image_size * image_size * 3, deadline)
-            return metadata, np.frombuffer(pixels, dtype=np.uint8).reshape(image_size, image_size, 3)
+            height, width = (metadata.height, metadata.width) if work is Work.THUMBNAIL else (side_px, side_px)
+            if max(height, width) > side_px:
+                raise ValueError
+            pixels = self._receive(height * width * 3, deadline)
+            return metadata, np.frombuffer(pixels, dtype=np.uint8).reshape(height, width, 3)
         except (EOFError, OSError):  # TimeoutError among them
             raise self._end_as_failure(seconds=time.monotonic() - started) from None
         except (ValueError, TypeError, RecursionError):
