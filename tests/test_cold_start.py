@@ -35,7 +35,7 @@ from searchengine.models.registry import load_encoder
 from searchengine.models.tensors import SafetensorsFile
 
 CONFIG = small_config(vocabulary=49_408, dim=64, text_layers=3)
-HEAVY = {"torch", "torchvision", "transformers", "PIL", "ftfy"}
+HEAVY = {"torch", "torchvision", "transformers", "PIL", "ftfy", "fastapi", "httpx", "uvicorn"}
 Weights = dict[str, torch.Tensor]
 
 

@@ -31,6 +31,8 @@ COMMANDS = {
     "verify": "Check the index, and the photos if you like; repair it.",
     "compact": "Merge segments, and build what makes searches in large libraries fast.",
     "reencode": "Change the model of an index without a gap.",
+    "serve": "Search in a browser, and from programs, over HTTP.",
+    "mcp": "Let assistants search the library: an MCP server on stdio.",
     "warm": "Keep an index loaded, so that searches answer at once.",
     "evaluate": "Measure retrieval on captioned photos.",
     "train": "Train projection heads on your own captioned photos.",
