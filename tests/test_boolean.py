@@ -228,7 +228,9 @@ def test_the_laws_of_logic_hold(searcher: Searcher, photos: Path, data: Any) -> 
 def test_a_photo_of_which_each_part_is_a_match_is_a_match_of_all(
     searcher: Searcher, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(searcher._background, "relevance", lambda vector, scores, *, kind: np.full(len(scores), 0.6))
+    monkeypatch.setattr(
+        searcher.ranker._background, "relevance", lambda vector, scores, *, kind: np.full(len(scores), 0.6)
+    )
     folder = photos / "copies"
     for query, relevance in {
         "red AND sky": 0.6,

@@ -80,4 +80,4 @@ def test_one_call_of_the_encoder_does_for_all_queries(tmp_path: Path, photos: Pa
         assert encoder.texts == [*query_texts("dog", encoder_name="mini"), "a dog"]
         together = searcher.search_many(["dog", "a dog"], k=5)
         assert together == alone
-        assert searcher.search_vector(searcher.text_vector("dog"), k=5) == alone[0]
+        assert searcher.search_vector(searcher.text_vector("dog"), k=5, kind="text") == alone[0]
