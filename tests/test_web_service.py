@@ -415,7 +415,7 @@ def test_a_service_that_is_closed_waits_for_no_picture_and_begins_nothing(
             return await asyncio.gather(*map(service.run, jobs), return_exceptions=True)
 
         asked = pool.submit(asyncio.run, ask())
-        eventually(lambda: begun == ["decoding"])
+        eventually(lambda: begun == ["decoding"] and service._pending == 2)
         started = time.monotonic()
         service.close()
         assert time.monotonic() - started < 5

@@ -85,9 +85,12 @@ class Service:
     def close(self) -> None:
         """Let go of everything. The server has answered all that it will, so what is under way is for nobody."""
         self._closing.set()
+        pools = self._pool, self._pool_for_long
+        for pool in pools:
+            pool.shutdown(wait=False, cancel_futures=True)
         self.decoders.close()
-        for pool in (self._pool, self._pool_for_long):
-            pool.shutdown(cancel_futures=True)
+        for pool in pools:
+            pool.shutdown()
         if self._opened is not None:
             self._keeper.join()
             self._opened.retire()
