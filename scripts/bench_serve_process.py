@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -72,7 +73,8 @@ class Service:
     def _pids(self) -> Iterator[int]:
         yield self.process.pid
         for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-            yield from map(int, (task / "children").read_text().split())
+            with suppress(FileNotFoundError):  # a thread that has just ended
+                yield from map(int, (task / "children").read_text().split())
 
 
 def _memory_bytes(pid: int) -> tuple[int, int]:
