@@ -6,12 +6,11 @@ import threading
 import time
 from contextlib import closing
 
-import numpy as np
-
+from indexer.encoding import Batch, EncoderThread
 from indexer.lacking import KnownPhoto, Lacking
 from indexer.pipeline import COMMIT_EVERY_PHOTOS, COMMIT_EVERY_SECONDS
 from indexer.reading import Decoded, Failed, Known, KnownContent, PhotoReader
-from indexer.report import OnProgress, Progress, ReencodeReport
+from indexer.report import OnProgress, Progress, ReencodeReport, StageClock
 from indexer.writer import IndexWriter, NewPhoto
 from searchengine.decode import DecodeLimits
 from searchengine.index.layout import IndexPaths
@@ -42,14 +41,17 @@ class Filling:
         self.batch_size = batch_size
         self.on_progress = on_progress
         self.stop = stop
+        self.clock = StageClock(workers=workers)
+        self.encoding = EncoderThread(encoder, clock=self.clock)
         self.known = KnownContent(IndexPaths(writer.folder).database)
         self.reader = PhotoReader(
             known=self.known,
             image_size=encoder.image_size,
             limits=limits,
             workers=workers,
-            ahead=2 * batch_size + workers,
+            ahead=batch_size + workers,
             isolated=isolated,
+            clock=self.clock,
         )
         self.to_encode: list[Decoded] = []
         self.uncommitted = 0
@@ -60,6 +62,7 @@ class Filling:
         self.report.vectors, self.report.resumed = lacking.count()
 
     def close(self) -> None:
+        self.encoding.close()
         self.known.close()
 
     def fill(self) -> None:
@@ -79,6 +82,7 @@ class Filling:
                 if done % self.batch_size == 0:
                     self._tell()
         self._encode()
+        self._record(self.encoding.take_back())
         self._commit()
         self._tell()
         if self.stop.is_set():
@@ -89,7 +93,7 @@ class Filling:
     def _tell(self) -> None:
         made = self.report.resumed + self.report.embedded
         self.report.vectors = max(self.report.vectors, made)  # more came meanwhile
-        self.on_progress(Progress(done=made, total=self.report.vectors))
+        self.on_progress(Progress(done=made, total=self.report.vectors, busiest=self.clock.busiest()))
 
     def _take(self, outcome: Decoded | Known | Failed) -> None:
         photo = outcome.change
@@ -109,21 +113,25 @@ class Filling:
             self.to_encode.append(outcome)
         if len(self.to_encode) >= self.batch_size:
             self._encode()
+        self._record(self.encoding.take_back(wait=False))
         due = time.monotonic() - self.last_commit > COMMIT_EVERY_SECONDS
         if self.uncommitted >= COMMIT_EVERY_PHOTOS or (due and self.uncommitted):
             self._commit()
 
     def _encode(self) -> None:
-        batch, self.to_encode = self.to_encode, []
-        if batch:
-            embeddings = self.encoder.encode_pixels(np.stack([decoded.photo.pixels for decoded in batch]))
-            self.writer.add_vectors([decoded.content_hash for decoded in batch], embeddings)
-            self.report.embedded += len(batch)
-            self.uncommitted += len(batch)
+        batch, self.to_encode = Batch(decoded=self.to_encode), []
+        self._record(self.encoding.hand_over(batch))
+
+    def _record(self, batch: Batch) -> None:
+        if batch.decoded:
+            self.writer.add_vectors(batch.hashes, batch.embeddings)
+            self.report.embedded += len(batch.decoded)
+            self.uncommitted += len(batch.decoded)
 
     def _commit(self) -> None:
-        self.writer.commit(report={})
-        self.known.keep_pending({decoded.content_hash for decoded in self.to_encode})
+        with self.clock.working("write"):
+            self.writer.commit(report={})
+        self.known.keep_pending({*Batch(decoded=self.to_encode).hashes, *self.encoding.under_way.hashes})
         self.uncommitted = 0
         self.last_commit = time.monotonic()
         self.report.seconds = self.last_commit - self.started

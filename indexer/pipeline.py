@@ -1,4 +1,4 @@
-"""scan -> read, hash, decode (threads) -> batches -> encoder -> writer: bring an index up to date with its stores.
+"""scan -> read, hash, decode (threads) -> batches -> encoder (a thread) -> writer: bring an index up to date.
 
 At most `3 * batch_size + workers` photos are under way at a time and crops are small, so memory does not grow with the
 library. A file that cannot be used costs that file alone and is recorded with its reason.
@@ -12,12 +12,11 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 
-import numpy as np
-
 from indexer.copies import Copies
 from indexer.crawl import Change, Crawl
+from indexer.encoding import Batch, EncoderThread
 from indexer.reading import Decoded, Failed, Known, KnownContent, PhotoReader
-from indexer.report import OnProgress, OnSkip, Progress, Report
+from indexer.report import OnProgress, OnSkip, Progress, Report, StageClock
 from indexer.scope import Globs, parts_of
 from indexer.writer import FailedPhoto, IndexWriter, NewPhoto
 from searchengine.decode import DEFAULT_LIMITS, DecodeLimits
@@ -98,21 +97,23 @@ class _Run:
         self.crawl = crawl
         self.copies = Copies(writer.engine)
         self.writer = writer
-        self.encoder = encoder
         self.batch_size = batch_size
         self.on_progress = on_progress
         self.on_skip = on_skip
         self.stop = stop
         self.report = Report(model=encoder.name)
         self.started = time.monotonic()
+        self.clock = StageClock(workers=workers)
+        self.encoding = EncoderThread(encoder, clock=self.clock)
         self.known = KnownContent(IndexPaths(writer.folder).database)
         self.reader = PhotoReader(
             known=self.known,
             image_size=encoder.image_size,
             limits=limits,
             workers=workers,
-            ahead=2 * batch_size + workers,
+            ahead=batch_size + workers,
             isolated=isolated,
+            clock=self.clock,
         )
         self.to_encode: list[Decoded] = []
         self.waiting: list[Known] = []
@@ -123,8 +124,9 @@ class _Run:
         self.last_commit = self.started
 
     def update(self) -> Report:
-        with closing(self.known):
-            self.crawl.list_stores(stop=self.stop)
+        with closing(self.known), closing(self.encoding):
+            with self.clock.working("list"):
+                self.crawl.list_stores(stop=self.stop)
             self._stop_if_asked()
             self.crawl.remember_mounts()
             for store, part in self.crawl.unlistable:
@@ -144,14 +146,15 @@ class _Run:
     def _read_changes(self) -> None:
         total = self.crawl.count_known(self.report)
         self.on_progress(Progress(done=0, total=total))
+        self.clock.restart()
         with closing(self.reader.read_all(self.crawl.changes(), stop=self.stop)) as outcomes:
             for done, outcome in enumerate(outcomes, start=1):
                 self._take(outcome)
                 self._stop_if_asked()
                 if done % self.batch_size == 0 or done == total:
-                    self.on_progress(Progress(done=done, total=total))
+                    self.on_progress(Progress(done=done, total=total, busiest=self.clock.busiest()))
         self._stop_if_asked()
-        self._encode()
+        self._encode_the_rest()
 
     def _forget_gone(self) -> None:
         for page in self.crawl.gone():
@@ -166,7 +169,7 @@ class _Run:
 
     def _stop_if_asked(self) -> None:
         if self.stop.is_set():
-            self._encode()
+            self._encode_the_rest()
             self._finish()
             raise KeyboardInterrupt
 
@@ -190,6 +193,7 @@ class _Run:
                 self.waiting.append(outcome)
         if len(self.to_encode) >= self.batch_size or len(self.waiting) >= COMMIT_EVERY_PHOTOS:
             self._encode()
+        self._record_batch(self.encoding.take_back(wait=False))
         self._commit_if_due()
 
     def _commit_if_due(self) -> None:
@@ -198,16 +202,23 @@ class _Run:
             self._commit()
 
     def _encode(self) -> None:
-        """Embed what is decoded, then record it, and the photos that waited for the same content."""
-        batch, self.to_encode = self.to_encode, []
-        waiting, self.waiting = self.waiting, []
-        if batch:
-            embeddings = self.encoder.encode_pixels(np.stack([decoded.photo.pixels for decoded in batch]))
-            self.embedded += len(batch)
-            self.writer.add_vectors([decoded.content_hash for decoded in batch], embeddings)
-        for decoded in batch:
+        """Hand what is decoded to the encoder, and record what that has done meanwhile."""
+        batch = Batch(decoded=self.to_encode, waiting=self.waiting)
+        self.to_encode, self.waiting = [], []
+        self._record_batch(self.encoding.hand_over(batch))
+
+    def _encode_the_rest(self) -> None:
+        self._encode()
+        self._record_batch(self.encoding.take_back())
+
+    def _record_batch(self, batch: Batch) -> None:
+        """Queue vectors and rows for the next commit."""
+        if batch.decoded:
+            self.embedded += len(batch.decoded)
+            self.writer.add_vectors(batch.hashes, batch.embeddings)
+        for decoded in batch.decoded:
             self._record(decoded.change, decoded.content_hash, decoded.photo.metadata, moved_from=None)
-        for known in waiting:
+        for known in batch.waiting:
             moved_from = None
             if not known.change.known:
                 after = self.last_moved.get(known.content_hash, 0)
@@ -243,9 +254,11 @@ class _Run:
     def _commit(self, *, finished: bool = False) -> None:
         self.report.seconds = time.monotonic() - self.started
         self.report.images_per_second = self.embedded / max(self.report.seconds, 1e-9)
-        self.writer.commit(report=self.report.as_dict(), finished=finished)
-        self.known.keep_pending({decoded.content_hash for decoded in self.to_encode})
-        self.copies.note(self.recorded)
+        self.report.seconds_by_stage = {stage: round(seconds, 3) for stage, seconds in self.clock.seconds().items()}
+        with self.clock.working("write"):
+            self.writer.commit(report=self.report.as_dict(), finished=finished)
+            self.copies.note(self.recorded)
+        self.known.keep_pending({*Batch(decoded=self.to_encode).hashes, *self.encoding.under_way.hashes})
         self.recorded.clear()
         self.moved_rows.clear()  # they have their new names now
         self.last_moved.clear()

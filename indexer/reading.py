@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from indexer.crawl import Change
+from indexer.report import StageClock
 from searchengine.decode import DecodeLimits, Photo, decode_bytes, inspect_bytes
 from searchengine.errors import ImageError
 from searchengine.index.schema import open_read_only
@@ -115,7 +116,15 @@ class PhotoReader:
     """
 
     def __init__(
-        self, *, known: KnownContent, image_size: int, limits: DecodeLimits, workers: int, ahead: int, isolated: bool
+        self,
+        *,
+        known: KnownContent,
+        image_size: int,
+        limits: DecodeLimits,
+        workers: int,
+        ahead: int,
+        isolated: bool,
+        clock: StageClock | None = None,
     ) -> None:
         self._known = known
         self._image_size = image_size
@@ -123,6 +132,7 @@ class PhotoReader:
         self._workers = workers
         self._ahead = ahead
         self._isolated = isolated
+        self._clock = clock or StageClock(workers=workers)
 
     def read_all(self, changes: Iterable[Change], *, stop: threading.Event) -> Generator[Outcome, None, None]:
         """One outcome for each change, in their order, until `stop` is set.
@@ -154,18 +164,21 @@ class PhotoReader:
     def _read(self, change: Change, idle: list[Decoder]) -> Outcome:
         try:
             # What was listed may be another file by now: what is recorded of a photo is of the moment of its content.
-            listed, data = change.store.read(change.listed.key, max_bytes=self._limits.max_file_bytes)
+            with self._clock.working("read"):
+                listed, data = change.store.read(change.listed.key, max_bytes=self._limits.max_file_bytes)
         except ImageError as error:
             return Failed(change=change, reason=str(error), damaged=False)
         change = replace(change, listed=listed)
-        content_hash = hashlib.sha256(data).digest()
+        with self._clock.working("hash"):
+            content_hash = hashlib.sha256(data).digest()
         decoder = idle.pop()
         is_known = content_hash in self._known
         try:
-            if is_known:
-                metadata = decoder.inspect_bytes(data)
-                return Known(change=change, content_hash=content_hash, metadata=metadata)
-            photo = decoder.decode_bytes(data, image_size=self._image_size)
+            with self._clock.working("decode"):
+                if is_known:
+                    metadata = decoder.inspect_bytes(data)
+                    return Known(change=change, content_hash=content_hash, metadata=metadata)
+                photo = decoder.decode_bytes(data, image_size=self._image_size)
         except ImageError as error:
             # What was decoded before is not damaged, nor is what its decoder had no chance to judge.
             damaged = not is_known and not isinstance(error, DecoderKilled)

@@ -2,9 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Stage = Literal["list", "read", "hash", "decode", "encode", "write"]
+STAGES: tuple[Stage, ...] = ("list", "read", "hash", "decode", "encode", "write")
+
+
+class StageClock:
+    """How long each stage of a run has worked, and which of them the others wait for.
+
+    `workers` threads read, hash and decode; one encodes, one lists and writes.
+    """
+
+    def __init__(self, *, workers: int = 1) -> None:
+        self._workers = workers
+        self._lock = threading.Lock()
+        self._seconds: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
+        self.restart()
+
+    def restart(self) -> None:
+        """What was before does not count for `busiest`: while stores are listed, nothing else works."""
+        self._started = time.monotonic()
+        self._before = self.seconds()
+
+    @contextmanager
+    def working(self, stage: Stage) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._seconds[stage] += time.monotonic() - started
+
+    def seconds(self) -> dict[Stage, float]:
+        """Of all threads of a stage together. Stages work at once, so these add up to more than the run took."""
+        with self._lock:
+            return dict(self._seconds)
+
+    def busiest(self) -> tuple[Stage, float] | None:
+        """The stage that sets the pace, and the share of its time that it works: 1 where nothing holds it up.
+
+        None while none has done anything. A stage that others wait for always works; those that wait do not.
+        """
+        elapsed = max(time.monotonic() - self._started, 1e-9)
+        worked = {stage: seconds - self._before[stage] for stage, seconds in self.seconds().items()}
+        in_workers: tuple[Stage, ...] = ("read", "hash", "decode")
+        shares: dict[Stage, float] = {
+            max(in_workers, key=worked.__getitem__): sum(worked[stage] for stage in in_workers) / self._workers,
+            "encode": worked["encode"],
+            "write": worked["write"],
+        }
+        stage = max(shares, key=shares.__getitem__)
+        return (stage, min(1.0, shares[stage] / elapsed)) if shares[stage] else None
 
 
 @dataclass(kw_only=True)
@@ -15,6 +69,7 @@ class Report:
     `ignored` counts files that are no photos, by their names or, where these have no extension, their content.
     `unlistable` counts folders that could not be listed, from which nothing was deleted.
     `images_per_second` is the rate at which photos were embedded.
+    `seconds_by_stage` is how long each stage worked, in all of its threads; they work at once.
     """
 
     scanned: int = 0
@@ -30,6 +85,7 @@ class Report:
     model: str = ""
     unlistable: int = 0
     ignored: int = 0
+    seconds_by_stage: dict[Stage, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,10 +119,14 @@ class ReencodeReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a run is: `done` of `total` files that are new or changed."""
+    """How far a run is: `done` of `total` files that are new or changed.
+
+    `busiest`: the stage that sets the pace, and the share of its time that it works (see StageClock); None before any.
+    """
 
     done: int
     total: int
+    busiest: tuple[Stage, float] | None = None
 
 
 OnProgress = Callable[[Progress], None]

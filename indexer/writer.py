@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from searchengine.vectors import Encoder, FloatMatrix, check_unit_rows
 
 # Unlike the size of any file, so that a failure recorded with it is tried again by the next run.
 NO_SIZE = -1
+# Enough to be fast, and few enough to take no memory worth mentioning.
+ROWS_A_STATEMENT = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,32 +211,18 @@ def record_photos(connection: sa.Connection, batch: Batch) -> None:
     if batch.removed:
         statement = sa.delete(images).where(images.c.id == sa.bindparam("image_id"))
         connection.execute(statement, [{"image_id": image_id} for image_id in batch.removed])
-    for photo in batch.photos:
-        vector_id = connection.execute(
-            sa.select(vectors.c.id).where(vectors.c.content_hash == photo.content_hash)
-        ).scalar_one()
-        row = {
-            "store": photo.store,
-            "key": photo.listed.key,
-            "size_bytes": photo.listed.size_bytes,
-            "mtime_ns": photo.listed.mtime_ns,
-            "width": photo.metadata.width,
-            "height": photo.metadata.height,
-            "taken_at": photo.metadata.taken_at,
-            "latitude": photo.metadata.latitude,
-            "longitude": photo.metadata.longitude,
-            "camera": photo.metadata.camera,
-            "vector_id": vector_id,
-        }
-        same_name = sa.and_(images.c.store == photo.store, images.c.key == photo.listed.key)
-        if photo.moved_from is not None:
-            connection.execute(sa.delete(images).where(same_name, images.c.id != photo.moved_from))
-            connection.execute(sa.update(images).where(images.c.id == photo.moved_from).values(row))
-        elif connection.execute(sa.update(images).where(same_name).values(row)).rowcount == 0:
-            connection.execute(sa.insert(images).values(row))
-    readable = [(photo.store, photo.listed.key) for photo in batch.photos]
-    for store, key in readable + batch.recovered:
-        connection.execute(sa.delete(failures).where(failures.c.store == store, failures.c.key == key))
+    # A statement for many photos takes a tenth of the time of one each; a moved photo keeps its place among them.
+    for moved, photos in groupby(batch.photos, key=lambda photo: photo.moved_from is not None):
+        while some := list(islice(photos, ROWS_A_STATEMENT)):
+            (_record_moved if moved else _record_named)(connection, some)
+    readable = [(photo.store, photo.listed.key) for photo in batch.photos] + batch.recovered
+    if readable:
+        statement = sa.delete(failures).where(
+            failures.c.store == sa.bindparam("of_store"), failures.c.key == sa.bindparam("of_key")
+        )
+        for start in range(0, len(readable), ROWS_A_STATEMENT):
+            names = readable[start : start + ROWS_A_STATEMENT]
+            connection.execute(statement, [{"of_store": store, "of_key": key} for store, key in names])
     for failure in batch.failures:
         name = {"store": failure.store, "key": failure.listed.key}
         connection.execute(sa.delete(failures).where(failures.c.store == name["store"], failures.c.key == name["key"]))
@@ -243,3 +232,49 @@ def record_photos(connection: sa.Connection, batch: Batch) -> None:
         size_bytes = failure.listed.size_bytes if failure.damaged else NO_SIZE
         facts = {"size_bytes": size_bytes, "mtime_ns": failure.listed.mtime_ns, "reason": failure.reason}
         connection.execute(sa.insert(failures).values(name | facts))
+
+
+def _record_named(connection: sa.Connection, photos: Sequence[NewPhoto]) -> None:
+    """Each takes the place of what was known under its name. No id is taken for what is there already."""
+    rows = list({(photo.store, photo.listed.key): _row(photo) for photo in photos}.values())
+    facts: dict[str, Any] = {
+        column.name: sa.bindparam(f"new_{column.name}", type_=column.type)
+        for column in images.c
+        if column.name not in ("id", "vector_id")
+    }
+    facts["vector_id"] = _vector_of(sa.bindparam("new_hash"))
+    same_name = sa.and_(images.c.store == sa.bindparam("new_store"), images.c.key == sa.bindparam("new_key"))
+    connection.execute(sa.update(images).where(same_name).values(facts), rows)
+    others = sa.select(*facts.values()).where(~sa.exists().where(same_name))
+    connection.execute(sa.insert(images).from_select(list(facts), others), rows)
+
+
+def _record_moved(connection: sa.Connection, photos: Sequence[NewPhoto]) -> None:
+    for photo in photos:
+        same_name = sa.and_(images.c.store == photo.store, images.c.key == photo.listed.key)
+        connection.execute(sa.delete(images).where(same_name, images.c.id != photo.moved_from))
+        row = {name.removeprefix("new_"): value for name, value in _row(photo).items()}
+        row["vector_id"] = _vector_of(row.pop("hash"))
+        connection.execute(sa.update(images).where(images.c.id == photo.moved_from).values(row))
+
+
+def _vector_of(content_hash: Any) -> sa.ScalarSelect[Any]:
+    return sa.select(vectors.c.id).where(vectors.c.content_hash == content_hash).scalar_subquery()
+
+
+def _row(photo: NewPhoto) -> dict[str, Any]:
+    """The values of a row of `images`, prefixed: names of columns are taken in the statements they go into."""
+    metadata, listed = photo.metadata, photo.listed
+    return {
+        "new_store": photo.store,
+        "new_key": listed.key,
+        "new_size_bytes": listed.size_bytes,
+        "new_mtime_ns": listed.mtime_ns,
+        "new_width": metadata.width,
+        "new_height": metadata.height,
+        "new_taken_at": metadata.taken_at,
+        "new_latitude": metadata.latitude,
+        "new_longitude": metadata.longitude,
+        "new_camera": metadata.camera,
+        "new_hash": photo.content_hash,
+    }

@@ -202,7 +202,7 @@ def test_index_reports_all_promised_counters_and_a_second_run_does_nothing(
     first = cli("index", folder, "--index", tmp_path / "i", "--model", "mini", "--json")
     report = json.loads(first.out)
     assert first.code == 0
-    assert list(report) == [*keys, "unlistable", "ignored"]
+    assert list(report) == [*keys, "unlistable", "ignored", "seconds_by_stage"]
     assert {k: report[k] for k in ("scanned", "added", "duplicates", "failed", "model")} == {
         "scanned": 4, "added": 3, "duplicates": 1, "failed": 1, "model": "mini",
     }  # fmt: skip

@@ -20,7 +20,7 @@ from searchengine.cli.options import (
     precision_option,
     settings_from,
 )
-from searchengine.cli.output import notice, progress_bar
+from searchengine.cli.output import notice, pace, progress_bar
 from searchengine.errors import ModelMismatch
 from searchengine.text import printable
 
@@ -97,7 +97,7 @@ def command(
             "batch_size": settings.batch_size,
             "limits": limits_from(settings),
             "retry_failed": retry_failed,
-            "on_progress": lambda progress: advance(progress.done, progress.total),
+            "on_progress": lambda progress: advance(progress.done, progress.total, pace(progress.busiest)),
             "on_skip": lambda key, reason: notice(f"skipped {printable(key)}: {reason}"),
             "stop": stop,
         }

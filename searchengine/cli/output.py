@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
@@ -91,19 +92,23 @@ def divided(hits: Sequence[Hit], *, match: float) -> tuple[Sequence[Hit], Sequen
     return hits[:count], hits[count:]
 
 
+class Advance(Protocol):
+    def __call__(self, done: int, total: int, remark: str = "") -> None: ...
+
+
 @contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives a function (done, total) that draws a bar on a terminal and does nothing elsewhere.
+def progress_bar(label: str) -> Iterator[Advance]:
+    """Gives a function (done, total, remark) that draws a bar on a terminal and does nothing elsewhere.
 
     A bar begins with `done` 0 and is gone with `total`, so that one function does for one job after another.
     """
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield lambda done, total, remark="": None
         return
     started = time.monotonic()
     drawn = 0.0
 
-    def advance(done: int, total: int) -> None:
+    def advance(done: int, total: int, remark: str = "") -> None:
         nonlocal started, drawn
         now = time.monotonic()
         if not done:
@@ -115,7 +120,9 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
         left = f", {(total - done) / rate:,.0f} s left" if done else ""
         filled = round(24 * done / total)
         bar = "#" * filled + "-" * (24 - filled)
-        sys.stderr.write(f"{CLEAR_LINE}{label} [{bar}] {done:,}/{total:,}, {rate:.1f}/s{left}")
+        line = f"{label} [{bar}] {done:,}/{total:,}, {rate:.1f}/s{left}{remark and ', '}{remark}"
+        # What goes on in the next line could not be wiped out again.
+        sys.stderr.write(CLEAR_LINE + line[: shutil.get_terminal_size().columns - 1])
         sys.stderr.flush()
         if done >= total:
             clear()
@@ -131,6 +138,11 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
         yield advance
     finally:
         clear()
+
+
+def pace(busiest: tuple[str, float] | None) -> str:
+    """Which stage of a run sets its pace, and at what share of what that stage can (indexer.report.Progress)."""
+    return f"limit: {busiest[0]}, at {100 * busiest[1]:.0f} %" if busiest else ""
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from searchengine.cli.options import (
     precision_option,
     settings_from,
 )
-from searchengine.cli.output import notice, progress_bar
+from searchengine.cli.output import notice, pace, progress_bar
 from searchengine.text import printable
 
 PROBLEMS_FOUND = 1
@@ -80,7 +80,7 @@ def command(
             batch_size=settings.batch_size,
             limits=limits_from(settings),
             drop_unreadable=drop_unreadable,
-            on_progress=lambda progress: advance(progress.done, progress.total),
+            on_progress=lambda progress: advance(progress.done, progress.total, pace(progress.busiest)),
             on_skip=lambda key, reason: notice(f"{printable(key)}: {reason}"),
             stop=stop,
         )

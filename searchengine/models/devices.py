@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from searchengine.errors import ModelUnusable
 
@@ -40,3 +42,29 @@ def lone_threads(number: int) -> ThreadPoolExecutor:
     if OMP_SET_NUM_THREADS is None:
         return ThreadPoolExecutor(1)
     return ThreadPoolExecutor(number, initializer=leave_the_team)
+
+
+class LargestBatch:
+    """The most rows that fit into a device's memory at once: `most` at first, halved for good whenever they do not."""
+
+    def __init__(self, most: int) -> None:
+        self.rows = most
+
+    def run(self, work: Callable[[Tensor], Tensor], inputs: Tensor) -> Iterator[Tensor]:
+        """work(part) for one part of `inputs` after the other. Raises ModelUnusable where not even one row fits."""
+        start = 0
+        while start < len(inputs):
+            part = inputs[start : start + self.rows]
+            try:
+                result = work(part)
+            except torch.OutOfMemoryError:
+                if len(part) == 1:
+                    raise ModelUnusable(
+                        "the device lacks memory for even one photo; end what else uses it, or use --device cpu"
+                    ) from None
+                self.rows = len(part) // 2
+            else:
+                yield result
+                start += len(part)
+                continue
+            torch.cuda.empty_cache()  # after the error is gone, which kept what was computed alive

@@ -37,7 +37,7 @@ from searchengine.models.clip.model import (
 )
 from searchengine.models.clip.preprocess import normalise_pixels
 from searchengine.models.clip.smoothing import smooth
-from searchengine.models.devices import lone_threads, pick_device
+from searchengine.models.devices import LargestBatch, lone_threads, pick_device
 from searchengine.vectors import PixelBatch
 
 Network = TypeVar("Network", ImageTransformer, TextTransformer)
@@ -61,6 +61,7 @@ class Tower(Generic[Network]):
         self._network: Network = prepare(network, device=self._device, precision=precision)
         self._threads = torch.get_num_threads() if self._device.type == "cpu" else 1
         self._pool = lone_threads(self._threads)
+        self._largest = LargestBatch(PHOTOS_PER_GPU_BATCH)
 
 
 class ImageTower(Tower[ImageTransformer]):
@@ -68,7 +69,7 @@ class ImageTower(Tower[ImageTransformer]):
         """pixels: uint8 (n, s, s, 3). Returns float32 (n, dim), not normalised."""
         images = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
         if self._device.type != "cpu":
-            return gather(map(self._forward, torch.split(images, PHOTOS_PER_GPU_BATCH)))
+            return gather(self._largest.run(self._forward, images))
         if len(images) == 1:
             return gather([self._forward(images)])
         share = min(PHOTOS_PER_THREAD, -(-len(images) // self._threads))
