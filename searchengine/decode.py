@@ -22,7 +22,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,9 @@ from searchengine.errors import ImageError
 from searchengine.formats import EXTENSIONS_BY_FORMAT, looks_like_photo, register_heif
 from searchengine.metadata import PhotoMetadata, read_metadata, read_orientation
 from searchengine.stores.local import read_local
+
+if TYPE_CHECKING:
+    from searchengine.settings import Settings
 
 T = TypeVar("T")
 
@@ -85,6 +88,15 @@ class DecodeLimits:
     max_file_bytes: int = 256 * 2**20
     max_seconds: float = 60
     max_memory_bytes: int = 2 * 2**30
+
+    @classmethod
+    def of(cls, settings: Settings) -> DecodeLimits:
+        return cls(
+            max_pixels=settings.max_pixels,
+            max_file_bytes=settings.max_file_bytes,
+            max_seconds=settings.max_decode_seconds,
+            max_memory_bytes=settings.max_decode_memory_bytes,
+        )
 
 
 DEFAULT_LIMITS = DecodeLimits()

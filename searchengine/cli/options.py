@@ -116,12 +116,7 @@ def settings_from(**flags: Any) -> Settings:
 def limits_from(settings: Settings) -> DecodeLimits:
     from searchengine.decode import DecodeLimits
 
-    return DecodeLimits(
-        max_pixels=settings.max_pixels,
-        max_file_bytes=settings.max_file_bytes,
-        max_seconds=settings.max_decode_seconds,
-        max_memory_bytes=settings.max_decode_memory_bytes,
-    )
+    return DecodeLimits.of(settings)
 
 
 def open_for_reading(settings: Settings) -> Index:

@@ -67,7 +67,7 @@ class Service:
         self._under_way: dict[AnswerKey, asyncio.Task[bytes]] = {}
         self._pager = Pager(metrics=self.metrics)
         self._opened: Opened | None = None
-        self.decoders = DecoderPool(limits=limits_of(settings))
+        self.decoders = DecoderPool(limits=DecodeLimits.of(settings))
         cache = platformdirs.user_cache_path("searchengine", appauthor=False)
         self.thumbnails = Thumbnails(folder=cache / "thumbnails", decoders=self.decoders)
         self.originals = Originals()
@@ -212,16 +212,6 @@ class Service:
         self.metrics.photos.set(opened.index.count_images())
         self.metrics.vectors.set(len(snapshot))
         self.metrics.segments.set(len(snapshot.segments))
-
-
-def limits_of(settings: Settings) -> DecodeLimits:
-    """What a picture may take to be decoded, as for the indexer."""
-    return DecodeLimits(
-        max_pixels=settings.max_pixels,
-        max_file_bytes=settings.max_file_bytes,
-        max_seconds=settings.max_decode_seconds,
-        max_memory_bytes=settings.max_decode_memory_bytes,
-    )
 
 
 async def service_of(request: Request) -> Service:

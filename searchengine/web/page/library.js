@@ -10,6 +10,7 @@ const INDEXING_MS = 2000;
 
 export class Library {
   #timer = 0;
+  #looks = 0;
   #searched = null; // photos in the index when the shown search was answered
   #images = null;
 
@@ -35,12 +36,15 @@ export class Library {
 
   async look() {
     clearTimeout(this.#timer);
+    const look = ++this.#looks;
     let next = RESTING_MS;
     try {
       const known = await status();
+      if (look !== this.#looks) return; // a later one is under way, or was quicker
       this.#show(known);
       if (known.indexing) next = INDEXING_MS;
     } catch (problem) {
+      if (look !== this.#looks) return;
       if (problem.status === 401 && !isAsking(this.address.asked) && !find("#notice form")) {
         loginNotice(() => {
           notice(null);
