@@ -37,7 +37,6 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 sys.path.append(str(SCRIPTS))
 
 import bench_ingest  # noqa: E402
-import bench_ingest_memory  # noqa: E402
 import bench_ingest_photos  # noqa: E402
 import bench_ingest_plot  # noqa: E402
 
@@ -382,16 +381,3 @@ def test_the_plot_has_a_bar_for_each_contender(tmp_path: Path) -> None:
     image = np.asarray(bench_ingest_photos.Image.open(tmp_path / "plot.png").convert("RGB"))
     reds, greys = ((image == colour).all(2).sum() for colour in ((214, 39, 40), (127, 127, 127)))
     assert reds > 4 * greys > 0
-
-
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read from Linux's /proc")
-def test_peak_memory_sees_what_was_held_and_given_back() -> None:
-    import os
-
-    with bench_ingest_memory.PeakMemory(os.getpid()) as before:
-        pass
-    with bench_ingest_memory.PeakMemory(os.getpid()) as peak:
-        held = np.ones(64 * 2**20, dtype=np.uint8)
-        time.sleep(3 * bench_ingest_memory.SAMPLE_SECONDS)
-        del held
-    assert peak.bytes > before.bytes + 48 * 2**20
