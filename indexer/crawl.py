@@ -23,10 +23,12 @@ from searchengine.errors import ImageError, StoreUnusable
 from searchengine.formats import is_photo
 from searchengine.index.filters import starts_with
 from searchengine.index.schema import Key, encode_key, failures, images, vectors
-from searchengine.stores import ImageStore, Mount, StoredPhoto, Unlistable, device_of, is_there
+from searchengine.stores import ImageStore, KnownStores, Mount, StoredPhoto, Unlistable, device_of
 
 ROWS_PER_PAGE = 5000
 ROWS_OF_ONE_CONTENT = 100
+
+ListedRow = tuple[bytes, bytes, int, int, str | None]
 
 _scratch = sa.MetaData()
 
@@ -37,6 +39,7 @@ listing = sa.Table(
     sa.Column("key", Key, primary_key=True),
     sa.Column("size_bytes", sa.Integer, nullable=False),
     sa.Column("mtime_ns", sa.Integer, nullable=False),
+    sa.Column("etag", sa.Text),
     prefixes=["TEMPORARY"],
     sqlite_with_rowid=False,
 )
@@ -64,9 +67,9 @@ class Crawl:
     ignored: int = 0
     unlistable: list[tuple[ImageStore, Unlistable]] = field(default_factory=list)
     _mounts: list[tuple[Part, Mount]] = field(default_factory=list)
-    _untold: set[str] = field(default_factory=set)
-    """Names and prefixes of which this listing tells nothing."""
-    _second_look: tuple[tuple[str, str], set[str]] = (("", ""), set())
+    _untold: set[tuple[str, str]] = field(default_factory=set)
+    """Stores, each with a name or a prefix of which this listing tells nothing."""
+    _known_stores: KnownStores = field(default_factory=KnownStores)
 
     def list_stores(self, *, stop: threading.Event) -> None:
         """Fill the temporary table, until `stop` is set."""
@@ -86,7 +89,8 @@ class Crawl:
         with self.engine.begin() as connection:
             for part in self.parts:
                 found = {mount.prefix: mount.device for at, mount in self._mounts if at is part}
-                record_mounts(connection, part, found=found, keep=self._untold)
+                keep = {prefix for store, prefix in self._untold if store == part.store.name}
+                record_mounts(connection, part, found=found, keep=keep)
 
     def count_known(self, report: Report) -> int:
         """Count what need not be read; return the number of files that are new or changed."""
@@ -100,14 +104,18 @@ class Crawl:
 
     def changes(self) -> Iterator[Change]:
         """Files to read: new or changed ones, less those that failed before and have not changed since."""
-        stores = {part.store.name: part.store for part in self.parts}
         known = sa.exists().where(images.c.store == listing.c.store, images.c.key == listing.c.key)
         query = sa.select(listing, known).where(~sa.exists().where(*_same_as(images)))
         if not self.retry_failed:
             query = query.where(~sa.exists().where(*_same_as(failures)))
         for page in self._pages(query, listing):
-            for store, key, size_bytes, mtime_ns, is_known in page:
-                yield Change(store=stores[store], listed=StoredPhoto(key, size_bytes, mtime_ns), known=bool(is_known))
+            for store, key, size_bytes, mtime_ns, etag, is_known in page:
+                listed = StoredPhoto(key, size_bytes, mtime_ns, etag)
+                yield Change(store=self._store_of(store, key), listed=listed, known=bool(is_known))
+
+    def _store_of(self, name: str, key: str) -> ImageStore:
+        """Of two buckets, say, that which was listed."""
+        return next(part.store for part in self.parts if part.store.name == name and key.startswith(part.prefix))
 
     def former_row_of(self, content_hash: bytes, *, after: int) -> int | None:
         """The first id beyond `after` of a known photo with this content whose file is gone: one that moved."""
@@ -150,16 +158,16 @@ class Crawl:
     # -- listing -----------------------------------------------------------------------------------------------
 
     def _list(self, part: Part, stop: threading.Event) -> None:
-        rows: list[tuple[bytes, bytes, int, int]] = []
+        rows: list[ListedRow] = []
         store = encode_key(part.store.name)
         try:
             for item in part.store.scan(part.prefix):
                 if stop.is_set():
                     return
                 match item:
-                    case StoredPhoto(key, size_bytes, mtime_ns):
+                    case StoredPhoto(key, size_bytes, mtime_ns, etag):
                         if self._wanted(part.store, key):
-                            rows.append((store, encode_key(key), size_bytes, mtime_ns))
+                            rows.append((store, encode_key(key), size_bytes, mtime_ns, etag))
                             if len(rows) == ROWS_PER_PAGE:
                                 self._insert(rows)
                     case Unlistable():
@@ -177,7 +185,7 @@ class Crawl:
                 known = known.where(*(~starts_with(images.c.key, other) for other in mounts_below))
                 found = connection.execute(known.where(_is_listed(images)).limit(1)).first()
                 if (
-                    prefix not in self._untold
+                    (part.store.name, prefix) not in self._untold
                     and not found
                     and any(self._is_looked_at(part.store, key) for (key,) in connection.execute(known))
                 ):
@@ -187,7 +195,7 @@ class Crawl:
     def _tells_nothing(self, store: ImageStore, part: Unlistable) -> None:
         self.unlistable.append((store, part))
         # The name of an entry that could not be looked at may be that of a folder.
-        self._untold |= {part.prefix, os.path.join(part.prefix, "")}
+        self._untold |= {(store.name, part.prefix), (store.name, os.path.join(part.prefix, ""))}
 
     def _wanted(self, store: ImageStore, key: str) -> bool:
         if not self._is_looked_at(store, key):
@@ -195,7 +203,7 @@ class Crawl:
         try:
             wanted = is_photo(store, key)
         except ImageError:
-            self._untold.add(key)
+            self._untold.add((store.name, key))
             return False
         self.ignored += not wanted
         return wanted
@@ -206,12 +214,12 @@ class Crawl:
         path = key.removeprefix(store.prefix)
         return self.globs.includes(path) and not self.globs.excludes(path)
 
-    def _insert(self, rows: list[tuple[bytes, bytes, int, int]]) -> None:
+    def _insert(self, rows: list[ListedRow]) -> None:
         if rows:
             with self.engine.begin() as connection:
                 # Past SQLAlchemy, whose handling of parameters would take longer than listing the files does.
                 # A folder that is being changed may list a name twice.
-                connection.exec_driver_sql("INSERT OR REPLACE INTO listing VALUES (?, ?, ?, ?)", rows)
+                connection.exec_driver_sql("INSERT OR REPLACE INTO listing VALUES (?, ?, ?, ?, ?)", rows)
             rows.clear()
 
     # -- what is gone ------------------------------------------------------------------------------------------
@@ -221,21 +229,13 @@ class Crawl:
         path = key.removeprefix(part.store.prefix)
         if self.globs.excludes(path):
             return True
-        is_folder = key.endswith(os.sep)  # one that could not be listed, and is in `failures` for that
-        if self._is_untold(key) or not (is_folder or self.globs.includes(path)):
+        # One that could not be listed, and is in `failures` for that; of a list of photos, that is all of it.
+        is_folder = key.endswith(os.sep) or not key
+        if self._is_untold(part.store, key) or not (is_folder or self.globs.includes(path)):
             return False
-        return is_folder or not is_there(part.store.name, key) or not self._is_in_its_folder(part.store, key)
-
-    def _is_in_its_folder(self, store: ImageStore, key: str) -> bool:
-        """Some file systems leave a file out of a listing that is replaced meanwhile, as editors do when they save."""
-        folder = os.path.dirname(key)
-        if self._second_look[0] != (store.name, folder):
-            try:
-                names = {item.key for item in store.files_in(folder) if self._wanted(store, item.key)}
-            except StoreUnusable:
-                return True
-            self._second_look = (store.name, folder), names
-        return key in self._second_look[1]
+        if is_folder or part.store.is_gone(key):
+            return True
+        return not self._wanted(part.store, key) and not self._is_untold(part.store, key)
 
     def _is_gone_anywhere(self, store: str, key: str) -> bool:
         for part in self.parts:
@@ -244,13 +244,14 @@ class Crawl:
         # Outside of what this run looks at, its file system must be there to tell that it is not on it.
         with self.engine.begin() as connection:
             device = recorded_device(connection, store, key)
+        is_there = self._known_stores.is_there
         return device is not None and not is_there(store, key) and device_of(store, key) == device
 
-    def _is_untold(self, key: str) -> bool:
+    def _is_untold(self, store: ImageStore, key: str) -> bool:
         if not self._untold:
             return False
-        ends = (position + 1 for position, character in enumerate(key) if character == os.sep)
-        return key in self._untold or any(key[:end] in self._untold for end in ends)
+        above = (key[: position + 1] for position, character in enumerate(key) if character == os.sep)
+        return any((store.name, prefix) in self._untold for prefix in ("", key, *above))
 
     # -- SQL ---------------------------------------------------------------------------------------------------
 
@@ -275,9 +276,10 @@ class Crawl:
 
 
 def _same_as(table: sa.Table) -> tuple[sa.ColumnElement[bool], ...]:
-    """The row of `table` for a listed file, unchanged by size and time."""
+    """The row of `table` for a listed file, unchanged by size and time, and by its tag where its store gives any."""
     columns = ("store", "key", "size_bytes", "mtime_ns")
-    return tuple(table.c[column] == listing.c[column] for column in columns)
+    same_tag = table.c.etag.is_not_distinct_from(listing.c.etag)
+    return *(table.c[column] == listing.c[column] for column in columns), same_tag
 
 
 def _is_listed(table: sa.Table) -> sa.ColumnElement[bool]:

@@ -13,7 +13,7 @@ from indexer.crawl import Change
 from searchengine.index.layout import IndexPaths
 from searchengine.index.schema import encode_key, open_read_only
 from searchengine.index.segments import Ids
-from searchengine.stores import StoredPhoto, open_store
+from searchengine.stores import KnownStores, StoredPhoto
 
 ROWS_PER_PAGE = 1000
 
@@ -65,8 +65,7 @@ class Lacking:
     """Looks at an index and at its `next/`, on a connection that writes nothing but temporary tables. `close` it."""
 
     def __init__(self, paths: IndexPaths) -> None:
-        # Keys are whole paths, so the root of the file system reads all of them.
-        self._store = open_store(os.path.abspath(os.sep))
+        self._stores = KnownStores()
         self._connection = open_read_only(paths.database)
         address = f"file:{quote(os.fsencode(paths.next.database))}?mode=ro"
         self._connection.isolation_level = None
@@ -127,10 +126,11 @@ class Lacking:
         return both[:, 0], both[:, 1]
 
     def _photo(self, row: tuple[int, int, bytes, bytes, int, int, bytes]) -> KnownPhoto:
-        image_id, vector_id, _, key, size_bytes, mtime_ns, content_hash = row
+        image_id, vector_id, store, key_bytes, size_bytes, mtime_ns, content_hash = row
+        key = key_bytes.decode("utf-8", "surrogateescape")
         return KnownPhoto(
-            store=self._store,
-            listed=StoredPhoto(key.decode("utf-8", "surrogateescape"), size_bytes, mtime_ns),
+            store=self._stores.of(store.decode("utf-8", "surrogateescape"), key),
+            listed=StoredPhoto(key, size_bytes, mtime_ns),
             known=True,
             image_id=image_id,
             vector_id=vector_id,

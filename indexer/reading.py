@@ -8,13 +8,16 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Container, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from queue import LifoQueue
 from typing import Protocol
 
 from indexer.crawl import Change
+from indexer.fetching import FetchPool
 from indexer.report import StageClock
 from searchengine.decode import DecodeLimits, Photo, decode_bytes, inspect_bytes
 from searchengine.errors import ImageError
@@ -32,6 +35,10 @@ class Decoded:
     change: Change
     content_hash: bytes
     photo: Photo
+
+    @property
+    def metadata(self) -> PhotoMetadata:
+        return self.photo.metadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,15 +117,18 @@ class InProcessDecoder:
 
 
 class PhotoReader:
-    """Reads files in order, at most `ahead` of them under way, with `workers` threads.
+    """Reads files in order, at most `ahead` of them under way, with `workers` threads and as many decoders.
 
-    `isolated`: each thread has photos decoded in a process of its own (searchengine/isolation.py).
+    Of stores that have files read at once, that many more are under way, each fetched by a thread of its own, so that
+    the network's delay is waited for many times at once. They share the decoders.
+
+    `isolated`: photos are decoded in processes of their own (searchengine/isolation.py).
     """
 
     def __init__(
         self,
         *,
-        known: KnownContent,
+        known: Container[bytes],
         image_size: int,
         limits: DecodeLimits,
         workers: int,
@@ -137,42 +147,52 @@ class PhotoReader:
     def read_all(self, changes: Iterable[Change], *, stop: threading.Event) -> Generator[Outcome, None, None]:
         """One outcome for each change, in their order, until `stop` is set.
 
-        Raises SearchEngineError where no process can be started.
+        Raises SearchEngineError where no process can be started, StoreUnusable where a store does not answer any more.
 
-        Closing the generator ends the processes at once, with what they are doing, and waits for the threads.
+        Closing the generator ends the processes at once, with what they are doing, and waits for the threads, though
+        not for those that fetch.
         """
         kind = IsolatedDecoder if self._isolated else InProcessDecoder
         decoders: list[Decoder] = [kind(limits=self._limits) for _ in range(self._workers)]
         # The one put back last is the next to be taken: where one is enough, the others never start.
-        idle = decoders.copy()
+        idle: LifoQueue[Decoder] = LifoQueue()
+        for decoder in decoders:
+            idle.put(decoder)
+        fetchers: FetchPool[Outcome] = FetchPool()
         with ThreadPoolExecutor(self._workers, thread_name_prefix="decode") as pool:
             under_way: deque[Future[Outcome]] = deque()
             try:
                 for change in changes:
-                    under_way.append(pool.submit(self._read, change, idle))
-                    if len(under_way) >= self._ahead:
+                    read = partial(self._read, change, idle)
+                    if at_once := change.store.reads_at_once:
+                        self._clock.fetchers = max(self._clock.fetchers, at_once)
+                        under_way.append(fetchers.submit(read, size_bytes=change.listed.size_bytes, threads=at_once))
+                    else:
+                        under_way.append(pool.submit(read))
+                    if len(under_way) >= self._ahead + at_once:
                         if not _is_done(under_way[0], stop):
                             return
                         yield under_way.popleft().result()
                 while under_way and _is_done(under_way[0], stop):
                     yield under_way.popleft().result()
             finally:
+                fetchers.close()
                 pool.shutdown(wait=False, cancel_futures=True)
                 for decoder in decoders:
                     decoder.close()
 
-    def _read(self, change: Change, idle: list[Decoder]) -> Outcome:
+    def _read(self, change: Change, idle: LifoQueue[Decoder]) -> Outcome:
         try:
             # What was listed may be another file by now: what is recorded of a photo is of the moment of its content.
-            with self._clock.working("read"):
+            with self._clock.working("fetch" if change.store.reads_at_once else "read"):
                 listed, data = change.store.read(change.listed.key, max_bytes=self._limits.max_file_bytes)
         except ImageError as error:
             return Failed(change=change, reason=str(error), damaged=False)
         change = replace(change, listed=listed)
         with self._clock.working("hash"):
             content_hash = hashlib.sha256(data).digest()
-        decoder = idle.pop()
         is_known = content_hash in self._known
+        decoder = idle.get()
         try:
             with self._clock.working("decode"):
                 if is_known:
@@ -184,7 +204,7 @@ class PhotoReader:
             damaged = not is_known and not isinstance(error, DecoderKilled)
             return Failed(change=change, reason=str(error), damaged=damaged)
         finally:
-            idle.append(decoder)
+            idle.put(decoder)
         return Decoded(change=change, content_hash=content_hash, photo=photo)
 
 

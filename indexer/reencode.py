@@ -38,7 +38,7 @@ from searchengine.errors import IndexFormatError, IndexNotFound, IndexUnusable, 
 from searchengine.index.ann import AnnParameters
 from searchengine.index.layout import IndexIdentity, IndexPaths, index_folder, read_card, read_identity
 from searchengine.index.schema import ANN_ROW, migrate
-from searchengine.stores import device_of, is_there
+from searchengine.stores import KnownStores, device_of
 from searchengine.text import printable
 from searchengine.vectors import Encoder
 
@@ -210,7 +210,8 @@ def _is_gone(connection: sa.Connection, store: str, key: str) -> bool:
 
     Where the folder is gone too, the library may be elsewhere now, which `index` finds out.
     """
-    if is_there(store, key) or not is_there(store, os.path.dirname(key)):
+    stores = KnownStores()
+    if stores.is_there(store, key) or not stores.is_there(store, os.path.dirname(key)):
         return False
     recorded = recorded_device(connection, store, key)
     return recorded is not None and recorded == device_of(store, key)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from searchengine.stores import ImageStore
+from searchengine.stores import LOCAL, ImageStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def parts_of(stores: Sequence[ImageStore], within: Sequence[str] | None) -> list
             Part(store=store, prefix=max(store.prefix, folder, key=len))
             for store in stores
             for folder in folders
-            if folder.startswith(store.prefix) or store.prefix.startswith(folder)
+            if store.name == LOCAL and (folder.startswith(store.prefix) or store.prefix.startswith(folder))
         ]
     parts = list({(part.store.name, part.prefix): part for part in parts}.values())
     return [

@@ -31,7 +31,7 @@ from PIL import Image, UnidentifiedImageError
 from searchengine.errors import ImageError
 from searchengine.formats import EXTENSIONS_BY_FORMAT, looks_like_photo, register_heif
 from searchengine.metadata import PhotoMetadata, read_metadata, read_orientation
-from searchengine.stores.local import read_local
+from searchengine.stores import KnownStores
 
 if TYPE_CHECKING:
     from searchengine.settings import Settings
@@ -113,8 +113,11 @@ class Photo:
 def decode_file(
     path: str | os.PathLike[str], *, image_size: int, limits: DecodeLimits = DEFAULT_LIMITS
 ) -> NDArray[np.uint8]:
-    """Decode the file at `path` to a uint8 RGB crop (image_size, image_size, 3). Raises ImageError with the reason."""
-    data = read_local(os.fspath(path), max_bytes=limits.max_file_bytes)
+    """Decode a file, by its path, URL or ARCHIVE!/member, to a uint8 RGB crop (image_size, image_size, 3).
+
+    Raises ImageError with the reason.
+    """
+    data = KnownStores().read_at(os.fspath(path), max_bytes=limits.max_file_bytes)
     return decode_bytes(data, image_size=image_size, limits=limits).pixels
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal, get_args
 
 from searchengine.errors import UsageError
+from searchengine.stores import INSIDE, TARS, ZIPS, is_url
 from searchengine.text import printable
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 Orientation = Literal["landscape", "portrait", "square"]
 ORIENTATIONS: tuple[Orientation, ...] = get_args(Orientation)
+
+ARCHIVES = ZIPS + TARS
 
 MAX_TAGS = 10_000  # a statement of SQLite takes 32,766 values
 
@@ -30,7 +33,8 @@ class Filters:
     """All given conditions must hold. A photo without the fact that is asked for does not match.
 
     `after` and `before` are ISO 8601 dates or times, or beginnings of them: after <= taken_at < before. `under` is a
-    folder, made absolute at once, with links followed. `camera` is a part of the camera's name, in any case. `near` is
+    folder, an archive, a folder in one (ARCHIVE!/folder), or a URL of any of them, by whatever store the photos came; a
+    path is made absolute at once, with links followed. `camera` is a part of the camera's name, in any case. `near` is
     (latitude, longitude, radius in km), in degrees and along the Earth's surface. `min_side` is in pixels, of the
     shorter side. `orientation` is that of the upright photo. `tag` is a label that `classify --write-tags` gave, or
     several labels, all of which a photo must have. `where` is any condition over the columns of
@@ -65,7 +69,7 @@ class Filters:
             raise UsageError(f"camera is {printable(repr(self.camera))}; give a part of the name of a camera")
         if self.under is not None:
             try:
-                object.__setattr__(self, "under", os.path.realpath(os.path.expanduser(self.under)))
+                object.__setattr__(self, "under", _place(self.under))
             except ValueError:
                 raise UsageError(f"under is {printable(repr(self.under))}; no folder can have that name") from None
         if self.tag is not None:
@@ -100,6 +104,23 @@ class Filters:
     def _key(self) -> tuple[object, ...]:
         """`where` equals only itself: SQLAlchemy's == between expressions is one more expression."""
         return (*(getattr(self, field.name) for field in fields(self) if field.name != "where"), id(self.where))
+
+
+def prefixes_under(under: str) -> tuple[str, ...]:
+    """With what the keys of the photos begin that are below `Filters.under`: with any of these, in any store."""
+    folder = under if under.endswith("/") else f"{under}{'/' if is_url(under) else os.sep}"
+    return (folder, under + INSIDE) if under.lower().endswith(ARCHIVES) else (folder,)
+
+
+def _place(under: str) -> str:
+    """As keys have it, without a separator at its end but where it is all. Raises ValueError."""
+    place = under.removesuffix("!") if under.lower().endswith(tuple(f"{name}!" for name in ARCHIVES)) else under
+    if is_url(place):
+        scheme, _, rest = place.partition("://")
+        return f"{scheme.lower()}://{rest.rstrip('/')}".removesuffix("!")
+    archive, inside, member = place.partition(INSIDE)
+    path = os.path.realpath(os.path.expanduser(archive))
+    return path + inside + member.rstrip("/") if member else path
 
 
 def _is_utf8(text: str) -> bool:

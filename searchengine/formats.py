@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from searchengine.stores import MANIFEST
+
 if TYPE_CHECKING:
     from searchengine.stores import ImageStore
 
@@ -70,6 +72,8 @@ def is_photo(store: ImageStore, key: str) -> bool:
 
     Raises ImageError where these cannot be had.
     """
+    if store.name.startswith(MANIFEST):  # a list names photos, by whatever a URL ends in
+        return True
     extension = os.path.splitext(key)[1].lower()
     return extension in EXTENSIONS if extension else looks_like_photo(store.head(key))
 

@@ -8,15 +8,18 @@ from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from searchengine.decode import DEFAULT_LIMITS, DecodeLimits, decode_bytes
 from searchengine.errors import ImageError, ModelMismatch
-from searchengine.index.reader import Index
-from searchengine.stores.local import read_local
+from searchengine.stores import KnownStores
 from searchengine.text import printable
 from searchengine.vectors import Encoder, FloatMatrix, PixelBatch
+
+if TYPE_CHECKING:
+    from searchengine.index.protocol import PhotoIndex
 
 
 @dataclass(frozen=True)
@@ -31,25 +34,27 @@ def vectors_of(
     paths: Iterable[str],
     *,
     encoder: Encoder,
-    index: Index | None = None,
+    index: PhotoIndex | None = None,
     limits: DecodeLimits = DEFAULT_LIMITS,
     batch_size: int = 32,
     workers: int | None = None,
 ) -> Generator[tuple[str, PhotoVector | ImageError], None, None]:
-    """For each path, in order, its vector, or the error that tells why it has none.
+    """For each path, URL or ARCHIVE!/member, in order, its vector, or the error that tells why it has none.
 
     Threads read and decode a batch at a time; `paths` is read no faster, so it may be of any length. Raises
     ModelMismatch if `index` is of another encoder.
     """
     if index is not None and index.identity.fingerprint != encoder.fingerprint:
         raise ModelMismatch(
-            f"the index at {printable(str(index.folder))} was made by encoder {printable(index.identity.encoder)}, not "
+            f"the index at {index.place} was made by encoder {printable(index.identity.encoder)}, not "
             f"by {printable(encoder.name)}; use its own encoder, or no index"
         )
 
+    stores = KnownStores()
+
     def read(path: str) -> PhotoVector | tuple[bytes, PixelBatch] | ImageError:
         try:
-            data = read_local(path, max_bytes=limits.max_file_bytes)
+            data = stores.read_at(path, max_bytes=limits.max_file_bytes)
             content_hash = hashlib.sha256(data).digest()
             stored = None if index is None else _stored(index, content_hash)
             if stored is not None:
@@ -68,7 +73,7 @@ def vectors_of(
                 yield path, PhotoVector(outcome[0], next(computed)) if isinstance(outcome, tuple) else outcome
 
 
-def _stored(index: Index, content_hash: bytes) -> FloatMatrix | None:
+def _stored(index: PhotoIndex, content_hash: bytes) -> FloatMatrix | None:
     vector_id = index.vector_id_by_content(content_hash)
     try:
         return None if vector_id is None else index.vector(vector_id)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from searchengine.conditions import CONDITIONS, filters_of
 from searchengine.filters import Filters
-from searchengine.pictures import expanded
+from searchengine.pictures import absolute
 from searchengine.query_tokens import quoted
 
 MAX_WEIGHT, WEIGHT_DECIMALS = 1000, 6
@@ -29,12 +28,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Image:
-    """Photos like the picture in a file; `path` is made absolute at once."""
+    """Photos like the picture in a file, or at a URL; a `path` is made absolute at once."""
 
     path: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", os.path.abspath(expanded(self.path)))
+        object.__setattr__(self, "path", absolute(self.path))
 
     def __str__(self) -> str:
         return f"image:{_value(self.path)}"

@@ -18,11 +18,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from searchengine.decode import DEFAULT_LIMITS, DecodeLimits, decode_file
+from searchengine.decode import DEFAULT_LIMITS, DecodeLimits, decode_bytes
 from searchengine.errors import ImageError, UsageError
+from searchengine.index.protocol import Vectors
 from searchengine.index.segments import Ids
-from searchengine.index.table import Rows, VectorTable
+from searchengine.index.table import Rows
 from searchengine.resources import resource
+from searchengine.stores import KnownStores
 from searchengine.text import printable
 from searchengine.vectors import Encoder, FloatMatrix, normalise
 
@@ -112,7 +114,7 @@ def likeliest(image_vectors: FloatMatrix, class_vectors: FloatMatrix, *, logit_s
 
 
 def classify_stored(
-    table: VectorTable, rows: Rows, *, class_vectors: FloatMatrix, logit_scale: float, top: int
+    table: Vectors, rows: Rows, *, class_vectors: FloatMatrix, logit_scale: float, top: int
 ) -> Generator[tuple[Ids, Likeliest], None, None]:
     """The likeliest labels of stored vectors, some `rows` of `table`: ids (n,) and labels, a block at a time.
 
@@ -121,7 +123,7 @@ def classify_stored(
     rows_per_block = max(ROWS_PER_BLOCK_AT_LEAST, SCORES_PER_BLOCK // len(class_vectors))
     for start in range(0, len(rows), rows_per_block):
         some = rows[start : start + rows_per_block]
-        yield table.ids[some], likeliest(table.gather(some), class_vectors, logit_scale=logit_scale, top=top)
+        yield table.ids_of(some), likeliest(table.gather(some), class_vectors, logit_scale=logit_scale, top=top)
 
 
 def classify(
@@ -133,14 +135,17 @@ def classify(
     batch_size: int = 32,
     workers: int | None = None,
 ) -> Generator[tuple[str, Probabilities | ImageError], None, None]:
-    """For each path, in order, its probabilities (n_labels,), or the error that tells why it has none.
+    """For each path, URL or ARCHIVE!/member, in order, its probabilities (n_labels,), or why it has none.
 
     Threads decode a few batches ahead of the encoder; `paths` is read no faster, so it may be of any length.
     """
 
+    stores = KnownStores()
+
     def decode(path: str) -> Pixels | ImageError:
         try:
-            return decode_file(path, image_size=encoder.image_size, limits=limits)
+            data = stores.read_at(path, max_bytes=limits.max_file_bytes)
+            return decode_bytes(data, image_size=encoder.image_size, limits=limits).pixels
         except ImageError as error:
             return error
 

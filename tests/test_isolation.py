@@ -434,6 +434,7 @@ class Shelf:
 
     name = "shelf"
     prefix = "/"
+    reads_at_once = 0
 
     def __init__(self, contents: list[bytes]) -> None:
         self.contents = contents

@@ -206,7 +206,13 @@ def test_the_tables_of_a_migrated_index_are_those_of_a_new_one(old: Path, new_ta
 
 def test_the_migrations_make_the_tables_that_the_code_declares(new_tables: dict[str, str], tmp_path: Path) -> None:
     engine = sa.create_engine(f"sqlite:///{tmp_path / 'declared.sqlite'}")
-    schema.metadata.create_all(engine)
+    for table in schema.metadata.tables.values():
+        for column in table.columns:
+            column.system = False  # a later migration's, which is declared all the same
+    try:
+        schema.metadata.create_all(engine)
+    finally:
+        schema.images.c.etag.system = schema.failures.c.etag.system = True
     engine.dispose()
     assert tables(tmp_path / "declared.sqlite") == new_tables
 
@@ -236,7 +242,7 @@ def test_a_migration_that_fails_half_way_leaves_the_version_before(
     with closing(sqlite3.connect(database)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (step,)
     migrated(database)
-    assert len(tables(database)) > len(before)
+    assert tables(database) != before
 
 
 # Migrates, and kills itself as kill -9 does at the n-th statement, before or after it.

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from searchengine.errors import ImageError, StoreUnusable
-from searchengine.stores import Mount, StoredPhoto, Unlistable, device_of, is_there, open_store, read_photo
+from searchengine.stores import KnownStores, Mount, StoredPhoto, Unlistable, device_of, open_store
 
 Paint = Callable[..., Path]
 
@@ -95,7 +95,7 @@ def test_special_files_are_left_out_and_reading_one_does_not_hang(tmp_path: Path
         assert listed(tmp_path) == set()
         for name in ("fifo.jpg", "socket.jpg", ""):
             with pytest.raises(ImageError):
-                read_photo("local", str(tmp_path / name), max_bytes=10)
+                KnownStores().read("local", str(tmp_path / name), max_bytes=10)
 
 
 AWKWARD = ["with space.png", "new\nline.png", "émoji 🏖.png", "-rf.png", "quote'\".png", "*[?].png", "a\\b.png", "~.png"]
@@ -106,7 +106,7 @@ def test_awkward_names_are_listed_and_read(paint: Paint, tmp_path: Path) -> None
         paint(name, number)
     assert listed(tmp_path) == set(AWKWARD)
     for name in AWKWARD:
-        assert read_photo("local", str(tmp_path / name), max_bytes=10**6).startswith(b"\x89PNG")
+        assert KnownStores().read("local", str(tmp_path / name), max_bytes=10**6).startswith(b"\x89PNG")
 
 
 def test_names_that_are_not_utf_8_are_listed_and_read(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_names_that_are_not_utf_8_are_listed_and_read(tmp_path: Path) -> None:
         file.write(b"abc")
     (item,) = photos_in(tmp_path)
     assert os.fsencode(item.key) == name
-    assert read_photo("local", item.key, max_bytes=10) == b"abc"
+    assert KnownStores().read("local", item.key, max_bytes=10) == b"abc"
 
 
 def test_a_file_from_the_far_future_is_listed_with_a_time_that_a_table_can_hold(tmp_path: Path) -> None:
@@ -226,9 +226,9 @@ def test_a_file_over_the_limit_is_refused_without_reading_it(tmp_path: Path) -> 
     with open(photo, "wb") as file:
         file.truncate(2**40)
     with pytest.raises(ImageError, match="larger than the limit of 1,000"):
-        read_photo("local", str(photo), max_bytes=1000)
+        KnownStores().read("local", str(photo), max_bytes=1000)
     with pytest.raises(ImageError, match="larger than the limit"):
-        read_photo("local", str(photo), max_bytes=2**39)
+        KnownStores().read("local", str(photo), max_bytes=2**39)
 
 
 def test_a_fifo_that_takes_a_photos_place_does_not_hang(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_fifo_that_takes_a_photos_place_does_not_hang(tmp_path: Path) -> None:
 
     def read() -> None:
         try:
-            read_photo("local", str(tmp_path / "a.jpg"), max_bytes=10)
+            KnownStores().read("local", str(tmp_path / "a.jpg"), max_bytes=10)
         except ImageError as error:
             failures.append(str(error))
 
@@ -250,7 +250,7 @@ def test_a_fifo_that_takes_a_photos_place_does_not_hang(tmp_path: Path) -> None:
 def test_reading_tells_what_the_system_said(tmp_path: Path) -> None:
     for name, reason in (("missing.jpg", "No such file"), ("a\0b.jpg", "null"), ("\ud800.jpg", "surrogates")):
         with pytest.raises(ImageError, match=f"cannot be read: .*{reason}"):
-            read_photo("local", str(tmp_path / name), max_bytes=10)
+            KnownStores().read("local", str(tmp_path / name), max_bytes=10)
 
 
 def test_a_file_that_is_written_while_it_is_read_is_not_taken_by_half(
@@ -271,8 +271,8 @@ def test_a_file_that_is_written_while_it_is_read_is_not_taken_by_half(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fstat", write_between)
         with pytest.raises(ImageError, match="changed while it was being read"):
-            read_photo("local", str(photo), max_bytes=100)
-    assert read_photo("local", str(photo), max_bytes=100) == b"first and second"
+            KnownStores().read("local", str(photo), max_bytes=100)
+    assert KnownStores().read("local", str(photo), max_bytes=100) == b"first and second"
 
 
 def test_the_head_of_a_file_is_read_alone(tmp_path: Path) -> None:
@@ -328,9 +328,9 @@ def test_a_place_is_on_the_file_system_of_the_nearest_folder_that_is_there(tmp_p
     (tmp_path / "file.png").write_bytes(b"x")
     for name in ("", "file.png", "none/at/all/", "file.png/below"):
         assert device_of("local", str(tmp_path / name)) == device
-    assert is_there("local", str(tmp_path / "file.png"))
-    assert not is_there("local", str(tmp_path / "none.png"))
-    assert not is_there("local", str(tmp_path / "file.png" / "below"))
+    assert KnownStores().is_there("local", str(tmp_path / "file.png"))
+    assert not KnownStores().is_there("local", str(tmp_path / "none.png"))
+    assert not KnownStores().is_there("local", str(tmp_path / "file.png" / "below"))
 
 
 def test_deep_folders_are_no_recursion(tmp_path: Path) -> None:
@@ -353,4 +353,4 @@ print(sum(1 for item in open_store(sys.argv[1]).scan() if hasattr(item, 'key')))
 
 def test_a_high_limit_takes_no_memory(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"abc")
-    assert read_photo("local", str(tmp_path / "a.jpg"), max_bytes=2**50) == b"abc"
+    assert KnownStores().read("local", str(tmp_path / "a.jpg"), max_bytes=2**50) == b"abc"

@@ -11,14 +11,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 from indexer.checks.problems import DropRows, Problem
-from searchengine.errors import ImageError
-from searchengine.stores import Mount, StoredPhoto, device_of, is_there, read_photo
-from searchengine.stores.local import MAX_INTEGER
+from searchengine.errors import ImageError, StoreUnusable
+from searchengine.stores import LOCAL, KnownStores, Mount, StoredPhoto, device_of
 from searchengine.text import printable
 
 AHEAD = 64  # photos under way for each thread
 
-Outcome = Problem | str | None  # a folder where no disk is mounted stands for all photos in it
+Outcome = Problem | str | None  # a folder where no disk is mounted, or a store, stands for all photos in it
 
 INDEX = "run `searchengine index`"
 FORGET = "`searchengine verify --stores --repair`"
@@ -39,6 +38,9 @@ def check_photos(
     """Reads every photo, in `workers` threads. What is listed among the failures is known not to be readable."""
     total = int(connection.execute("SELECT count(*) FROM images").fetchone()[0])
     lost: Counter[str] = Counter()
+    stores = KnownStores()
+    unusable: dict[str, str] = {}
+    unchecked: Counter[str] = Counter()
     with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
         under_way: deque[Future[Outcome]] = deque()
         done = 0
@@ -50,12 +52,14 @@ def check_photos(
             on_progress(done, total)
             if isinstance(outcome, Problem):
                 yield outcome
+            elif outcome in unusable:
+                unchecked[str(outcome)] += 1
             elif outcome is not None:
                 lost[outcome] += 1
 
         try:
             for photo in _photos(connection):
-                under_way.append(pool.submit(_check, photo, max_bytes))
+                under_way.append(pool.submit(_check, photo, stores, unusable, max_bytes))
                 if len(under_way) >= AHEAD * workers:
                     yield from oldest()
             while under_way:
@@ -68,6 +72,13 @@ def check_photos(
             object=printable(folder),
             message=f"the disk with {count:,} photos that the index knows is not mounted here",
             remedy="mount it; or, to forget them, run `searchengine index` on the folder above with --exclude",
+        )
+    for place, count in sorted(unchecked.items()):
+        yield Problem(
+            kind="photo",
+            object=printable(place),
+            message=f"{count:,} photos were not checked: {unusable[place]}",
+            remedy="verify again when it can be reached",
         )
 
 
@@ -95,19 +106,23 @@ def _mounts(connection: sqlite3.Connection) -> dict[tuple[bytes, str], Mount]:
     return {(store, prefix): Mount(prefix, device) for store, prefix, device in named}
 
 
-def _check(photo: _Photo, max_bytes: int) -> Outcome:
-    key = photo.listed.key
+def _check(photo: _Photo, stores: KnownStores, unusable: dict[str, str], max_bytes: int) -> Outcome:
+    """`unusable`: why nothing can be had of a store, by its prefix; nothing more is asked of it."""
+    store = stores.of(photo.store, photo.listed.key)
+    if store.prefix in unusable:
+        return store.prefix
     try:
-        data = read_photo(photo.store, key, max_bytes=max_bytes)
-        listed = _listed_now(key)
-    except (OSError, ImageError) as error:
-        if not is_there(photo.store, key):
+        listed, data = store.read(photo.listed.key, max_bytes=max_bytes)
+    except StoreUnusable as error:
+        unusable[store.prefix] = str(error)
+        return store.prefix
+    except ImageError as error:
+        if not store.is_there(photo.listed.key):
             return _gone(photo)
-        reason = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
-        return _problem(photo, reason, "check its permissions and the disk")
+        return _problem(photo, str(error), "check its permissions and the disk")
     if hashlib.sha256(data).digest() == photo.content_hash:
         return None
-    if listed != photo.listed:
+    if (listed.size_bytes, listed.mtime_ns) != (photo.listed.size_bytes, photo.listed.mtime_ns):
         return _problem(photo, "changed since it was indexed", INDEX)
     return _problem(
         photo,
@@ -117,17 +132,11 @@ def _check(photo: _Photo, max_bytes: int) -> Outcome:
     )
 
 
-def _listed_now(key: str) -> StoredPhoto:
-    """As the store would list it."""
-    status = os.stat(key)
-    return StoredPhoto(key, status.st_size, min(status.st_mtime_ns, MAX_INTEGER))
-
-
 def _gone(photo: _Photo) -> Outcome:
     """A photo that is gone from its file system; else the place where that used to be mounted."""
-    if photo.mount is None:
+    if photo.mount is None and photo.store == LOCAL:
         return os.path.dirname(photo.listed.key)
-    if photo.mount.device == device_of(photo.store, photo.listed.key):
+    if photo.mount is None or photo.mount.device == device_of(photo.store, photo.listed.key):
         return _problem(photo, "is gone", f"{INDEX}, or {FORGET}", DropRows("images", [photo.id]))
     return photo.mount.prefix
 

@@ -11,15 +11,15 @@ import click
 from searchengine.cli.options import filter_options, index_option, open_for_reading, settings_from
 from searchengine.cli.output import notice, progress_bar, styled
 from searchengine.cli.results import FOUND, NOTHING_FOUND
-from searchengine.errors import ImageError, UsageError
-from searchengine.stores.local import read_local
+from searchengine.errors import SearchEngineError, UsageError
+from searchengine.stores import LOCAL, KnownStores
 from searchengine.text import printable
 
 if TYPE_CHECKING:
     from searchengine.duplicates import DuplicateGroup
     from searchengine.filters import Filters
     from searchengine.index.photos import ImageRow
-    from searchengine.index.reader import Index
+    from searchengine.index.protocol import PhotoIndex
 
 
 @click.command(
@@ -50,8 +50,9 @@ def command(
 
     The best of each group comes first, marked *: that of most pixels, then the largest file, then the oldest. Nothing
     is ever deleted. For scripts, `--format paths` and -0 print all but the best; say with --exact or --threshold which
-    copies you mean. A path is printed only if it and its group's best are on disk as they were indexed, and are not one
-    file; each best is read again for that. Exit code 1 means that there are none.
+    copies you mean. A path is printed only if it is that of a file on disk as it was indexed, and its group's best,
+    wherever it is, is what was indexed and not the same file; each best is read again for that. Exit code 1 means that
+    there are none.
     """
     from searchengine.duplicates import exact_duplicates, near_duplicates
 
@@ -124,20 +125,24 @@ def _print_table(groups: list[DuplicateGroup]) -> None:
     notice(f"{len(groups):,} groups; {len(others):,} photos besides the best of each, {size / 2**20:,.1f} MiB")
 
 
-def _print_paths(groups: list[DuplicateGroup], index: Index, *, max_file_bytes: int, end: bytes) -> int:
+def _print_paths(groups: list[DuplicateGroup], index: PhotoIndex, *, max_file_bytes: int, end: bytes) -> int:
     """The very bytes of the paths of all but the best of each group, unless a script could lose a photo by them."""
     paths: list[str] = []
+    stores = KnownStores()
     for group in groups:
         best, *others = group.photos
         there = _status(best)
-        if there is None or not _is_intact(best, index, max_file_bytes=max_file_bytes):
+        is_as_listed = there is not None or best.store != LOCAL
+        if not is_as_listed or not _is_intact(best, index, stores, max_file_bytes=max_file_bytes):
             notice(f"left out all copies of {printable(best.key)}, which is no longer as it was indexed; index again")
             continue
         for photo in others:
             found = _status(photo)
-            if found is None:
+            if photo.store != LOCAL:
+                notice(f"left out {printable(photo.key)}, which is no file of its own on this machine; --json lists it")
+            elif found is None:
                 notice(f"left out {printable(photo.key)}, which is no longer as it was indexed; index again")
-            elif os.path.samestat(there, found):
+            elif there is not None and os.path.samestat(there, found):
                 notice(f"left out {printable(photo.key)}, which is the same file as {printable(best.key)}")
             elif end == b"\n" and "\n" in photo.key:
                 notice(f"left out {printable(photo.key)}, whose newline would make two paths of it; use -0")
@@ -149,17 +154,19 @@ def _print_paths(groups: list[DuplicateGroup], index: Index, *, max_file_bytes: 
     return FOUND if paths else NOTHING_FOUND
 
 
-def _is_intact(photo: ImageRow, index: Index, *, max_file_bytes: int) -> bool:
+def _is_intact(photo: ImageRow, index: PhotoIndex, stores: KnownStores, *, max_file_bytes: int) -> bool:
     """Whether the file can be read, and holds what was indexed: a disk that fails changes neither size nor time."""
     try:
-        content = read_local(photo.key, max_bytes=max_file_bytes)
-    except ImageError:
+        content = stores.read(photo.store, photo.key, max_bytes=max_file_bytes)
+    except SearchEngineError:
         return False
     return index.vector_id_by_content(hashlib.sha256(content).digest()) == photo.vector_id
 
 
 def _status(photo: ImageRow) -> os.stat_result | None:
-    """None where the file is gone, or has another size or time than the index knows."""
+    """None where the file is gone, has another size or time than the index knows, or is none of this machine's."""
+    if photo.store != LOCAL:
+        return None
     try:
         found = os.stat(photo.key, follow_symlinks=False)
     except OSError:

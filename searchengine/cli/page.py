@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from searchengine.cli.output import divided, line_after_matches, percent
-from searchengine.cli.thumbnails import thumbnail_of
+from searchengine.cli.thumbnails import thumbnails_of
+from searchengine.stores import LOCAL
 from searchengine.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from PIL import Image
 
     from searchengine.hits import Hit
 
@@ -39,10 +42,10 @@ figcaption b { color: var(--other) } .match figcaption b { color: var(--match) }
 def render_page(hits: Sequence[Hit], *, title: str, match: float) -> str:
     """One HTML document with the thumbnails inside; a line marks where the matches end."""
     matches, others = divided(hits, match=match)
-    figures = [_figure(hit, matches=True) for hit in matches]
+    figures = _figures(matches, matches=True)
     if line := line_after_matches(matches, others):
         figures.append(f'<p class="line">{html.escape(line)}</p>\n')
-    figures += [_figure(hit, matches=False) for hit in others]
+    figures += _figures(others, matches=False)
     return document(title, style=STYLE, body=f"<main>\n{''.join(figures) or '<p>Nothing found.</p>'}\n</main>")
 
 
@@ -62,19 +65,24 @@ def document(title: str, *, style: str, body: str) -> str:
 """
 
 
-def _figure(hit: Hit, *, matches: bool) -> str:
+def _figures(hits: Sequence[Hit], *, matches: bool) -> list[str]:
+    photos = thumbnails_of(hits, max_side_px=THUMBNAIL_PX)
+    return [_figure(hit, photo, matches=matches) for hit, photo in zip(hits, photos, strict=True)]
+
+
+def _figure(hit: Hit, photo: Image.Image | None, *, matches: bool) -> str:
     path = html.escape(printable(hit.path))
     name = html.escape(printable(os.path.basename(hit.path)))
-    address = html.escape("file://" + quote(os.fsencode(hit.path)))
+    # Of a bucket or an archive there is nothing that a browser could open.
+    link = f' href="{html.escape("file://" + quote(os.fsencode(hit.path)))}"' if hit.store == LOCAL else ""
     details = [f"{hit.width} x {hit.height}"] + ([hit.taken_at.replace("T", " ")] if hit.taken_at else [])
-    return f"""<figure{' class="match"' if matches else ""}><a href="{address}" title="{path}">{_picture(hit, name)}</a>
+    return f"""<figure{' class="match"' if matches else ""}><a{link} title="{path}">{_picture(photo, name)}</a>
 <figcaption><b>{hit.rank} &middot; {hit.score:.3f} &middot; {percent(hit.relevance)}</b> {name}<br>
 {" &middot; ".join(html.escape(detail) for detail in details)}</figcaption></figure>
 """
 
 
-def _picture(hit: Hit, name: str) -> str:
-    photo = thumbnail_of(hit, max_side_px=THUMBNAIL_PX)
+def _picture(photo: Image.Image | None, name: str) -> str:
     if photo is None:
         return '<span class="gone">not readable now</span>'
     buffer = io.BytesIO()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from searchengine.cli.thumbnails import thumbnail_of
+from searchengine.cli.thumbnails import thumbnails_of
 from searchengine.text import printable
 
 if TYPE_CHECKING:
@@ -26,9 +26,8 @@ def print_previews(hits: Sequence[Hit]) -> None:
         click.echo("--preview draws with colours, which NO_COLOR forbids", err=True)
         return
     width = min(MAX_WIDTH_CHARACTERS, shutil.get_terminal_size().columns)
-    for hit in hits:
+    for hit, photo in zip(hits, thumbnails_of(hits, max_side_px=width), strict=True):
         click.echo(f"{hit.rank}  {hit.score:.3f}  {printable(os.path.basename(hit.path))}")
-        photo = thumbnail_of(hit, max_side_px=width)
         click.echo("(not readable now)" if photo is None else _half_blocks(photo), color=True)
 
 

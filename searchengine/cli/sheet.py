@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 from searchengine.cli.output import divided, line_after_matches, percent
-from searchengine.cli.thumbnails import thumbnail_of
+from searchengine.cli.thumbnails import thumbnails_of
 from searchengine.text import printable
 
 if TYPE_CHECKING:
@@ -63,10 +63,10 @@ def _draw_rows(
     font: Font,
 ) -> int:
     """Draws the hits from `top` on, their figures in `colour`; returns where there is room again."""
-    for position, hit in enumerate(hits):
+    for position, (hit, photo) in enumerate(zip(hits, thumbnails_of(hits, max_side_px=TILE_PX), strict=True)):
         left = GAP_PX + position % columns * (TILE_PX + GAP_PX)
         above = top + position // columns * ROW_PX
-        _draw_photo(sheet, draw, hit, left, above, font)
+        _draw_photo(sheet, draw, photo, left, above, font)
         bar = (left, above + TILE_PX + 3, left + TILE_PX, above + TILE_PX + 6)
         draw.rectangle(bar, fill=colour if colour == GREEN else EMPTY)
         figures = f"{hit.rank}   {hit.score:.3f}   {percent(hit.relevance)}"
@@ -76,9 +76,10 @@ def _draw_rows(
     return top - (-len(hits) // columns) * ROW_PX
 
 
-def _draw_photo(sheet: Image.Image, draw: ImageDraw.ImageDraw, hit: Hit, left: int, top: int, font: Font) -> None:
+def _draw_photo(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, photo: Image.Image | None, left: int, top: int, font: Font
+) -> None:
     draw.rectangle((left, top, left + TILE_PX, top + TILE_PX), fill=EMPTY)
-    photo = thumbnail_of(hit, max_side_px=TILE_PX)
     if photo is None:
         draw.text((left + TILE_PX // 2, top + TILE_PX // 2), "not readable now", fill=FAINT, font=font, anchor="mm")
     else:

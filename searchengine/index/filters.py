@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Collection
 
 import sqlalchemy as sa
 
 from searchengine.filters import Filters as Filters
+from searchengine.filters import prefixes_under
+from searchengine.index.circles import EARTH_RADIUS_KM, box_around
 from searchengine.index.schema import encode_key, images, labels, tags
-from searchengine.stores.local import LOCAL
-
-EARTH_RADIUS_KM = 6371.0088  # mean radius, IUGG
 
 CAMERA_INDEX = "ix_images_camera"
-
-# Bounds of a circle are drawn this much wider than they are computed, so that rounding loses no photo on its edge.
-SLACK_DEGREES = 1e-6
 
 
 def condition_of(filters: Filters | None) -> sa.ColumnElement[bool]:
@@ -35,9 +29,10 @@ def condition_of(filters: Filters | None) -> sa.ColumnElement[bool]:
     if given.before is not None:
         conditions.append(images.c.taken_at < given.before)
     if given.under is not None:
-        folder = os.path.join(given.under, "")
-        # With the store, the unique index on both serves the range.
-        conditions += [images.c.store == LOCAL, starts_with(images.c.key, folder)]
+        # With the stores, the unique index on both serves each range.
+        prefixes = prefixes_under(given.under)
+        below = (sa.and_(images.c.store.in_(_stores()), starts_with(images.c.key, prefix)) for prefix in prefixes)
+        conditions.append(sa.or_(*below))
     if given.camera is not None:
         conditions.append(images.c.camera.icontains(given.camera, autoescape=True))
     if given.near is not None:
@@ -70,6 +65,15 @@ def is_named_camera(part: str) -> sa.ColumnElement[bool]:
     return images.c.camera.in_(sa.select(names.c.name).where(names.c.name.icontains(part, autoescape=True)))
 
 
+def _stores() -> sa.Select[tuple[str]]:
+    """The names of all stores, as those of cameras are found."""
+    photos = images.alias()
+    names = sa.select(sa.func.min(photos.c.store).label("name")).cte(recursive=True)
+    following = sa.select(sa.func.min(photos.c.store)).where(photos.c.store > names.c.name)
+    names = names.union_all(sa.select(following.scalar_subquery()).where(names.c.name.is_not(None)))
+    return sa.select(names.c.name)
+
+
 def _has_tags(wanted: Collection[str]) -> sa.ColumnElement[bool]:
     """All of them, by counting: of a thousand conditions one after the other SQLite makes a tree that is too deep."""
     names = set(wanted)
@@ -81,6 +85,8 @@ def _has_tags(wanted: Collection[str]) -> sa.ColumnElement[bool]:
 
 def starts_with(column: sa.Column[str], prefix: str) -> sa.ColumnElement[bool]:
     """A range over the raw bytes, which an index on the column can serve."""
+    if not prefix:
+        return sa.true()
     start = encode_key(prefix)
     # The prefixes here end in a separator, never in 0xff, so the next possible prefix always exists.
     end = start[:-1] + bytes([start[-1] + 1])
@@ -89,23 +95,12 @@ def starts_with(column: sa.Column[str], prefix: str) -> sa.ColumnElement[bool]:
 
 
 def _within(latitude: float, longitude: float, radius_km: float) -> sa.ColumnElement[bool]:
-    """At most `radius_km` away along a great circle: a box that is cheap to test, then the haversine formula.
-
-    The box of a circle: https://janmatuschek.de/LatitudeLongitudeBoundingCoordinates, section 3.
-    """
-    angle = radius_km / EARTH_RADIUS_KM
-    reach = math.degrees(angle) + SLACK_DEGREES
-    box: list[sa.ColumnElement[bool]] = [images.c.latitude.between(latitude - reach, latitude + reach)]
-    if abs(latitude) + reach < 90:  # else a pole lies within, and every longitude
-        ratio = math.sin(math.radians(reach)) / math.cos(math.radians(latitude))
-        width = math.degrees(math.asin(min(1.0, ratio))) + SLACK_DEGREES
-        west, east = longitude - width, longitude + width
-        meridian = images.c.longitude
-        # Beyond the date line, longitudes go on from the other end.
-        west_of_it = meridian >= west + 360 if west < -180 else sa.false()
-        east_of_it = meridian <= east - 360 if east > 180 else sa.false()
-        box.append(sa.or_(meridian.between(west, east), west_of_it, east_of_it))
-    return sa.and_(*box, _distance_km(latitude, longitude) <= radius_km)
+    """At most `radius_km` away along a great circle: a box that is cheap to test, then the haversine formula."""
+    box = box_around(latitude, longitude, radius_km)
+    near: list[sa.ColumnElement[bool]] = [images.c.latitude.between(box.south, box.north)]
+    if box.meridians is not None:
+        near.append(sa.or_(*(images.c.longitude.between(west, east) for west, east in box.meridians)))
+    return sa.and_(*near, _distance_km(latitude, longitude) <= radius_km)
 
 
 def _distance_km(latitude: float, longitude: float) -> sa.ColumnElement[float]:

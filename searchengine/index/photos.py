@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ import sqlalchemy as sa
 
 from searchengine.errors import IndexFormatError
 from searchengine.filters import Filters
-from searchengine.index.commits import Version
 from searchengine.index.filters import CAMERA_INDEX, condition_of, is_named_camera
 from searchengine.index.layout import REPAIR
 from searchengine.index.schema import images, labels, tags
@@ -39,6 +39,10 @@ class ImageRow:
     longitude: float | None
     camera: str | None
     vector_id: int
+
+
+# Of `images`, what tables of every version have.
+COLUMNS = tuple(images.c[field.name] for field in fields(ImageRow))
 
 
 def vector_ids(connection: sa.Connection, filters: Filters) -> Ids:
@@ -90,7 +94,7 @@ def keys_of(connection: sa.Connection, vector_ids: Ids, *, filters: Filters | No
 
 def one(connection: sa.Connection, condition: sa.ColumnElement[bool]) -> ImageRow | None:
     """The only photo that fulfils `condition`, if there is one."""
-    row = connection.execute(sa.select(images).where(condition)).one_or_none()
+    row = connection.execute(sa.select(*COLUMNS).where(condition)).one_or_none()
     return None if row is None else ImageRow(*row)
 
 
@@ -122,17 +126,17 @@ class RememberedIds:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._version: Version | None = None
+        self._version: Hashable = None
         self._ids: OrderedDict[Filters, Ids] = OrderedDict()
 
-    def get(self, filters: Filters, *, version: Version) -> Ids | None:
+    def get(self, filters: Filters, *, version: Hashable) -> Ids | None:
         with self._lock:
             if version != self._version or filters not in self._ids:
                 return None
             self._ids.move_to_end(filters)
             return self._ids[filters]
 
-    def put(self, filters: Filters, ids: Ids, *, version: Version) -> None:
+    def put(self, filters: Filters, ids: Ids, *, version: Hashable) -> None:
         ids.flags.writeable = False
         with self._lock:
             if version != self._version:
@@ -176,4 +180,4 @@ def _as_json(ids: Ids) -> dict[str, str]:
 # Statements that every search asks are built once: that takes SQLAlchemy longer than SQLite takes to answer them.
 IDS = sa.select(sa.func.json_each(sa.bindparam("ids", type_=sa.Text)).table_valued("value").c.value)
 OF_VECTORS = _joined(images.c.id, images.c.vector_id).where(images.c.vector_id.in_(IDS))
-ROWS = sa.select(images).where(images.c.id.in_(IDS))
+ROWS = sa.select(*COLUMNS).where(images.c.id.in_(IDS))

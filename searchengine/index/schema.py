@@ -40,6 +40,11 @@ def encode_key(key: str) -> bytes:
     return key.encode("utf-8", "surrogateescape")
 
 
+def _etag() -> sa.Column[str | None]:
+    """What a store says changes with the content. `system` leaves it to the migration that adds it to the tables."""
+    return sa.Column("etag", sa.Text, system=True)
+
+
 metadata = sa.MetaData()
 
 runs = sa.Table(
@@ -86,6 +91,7 @@ images = sa.Table(
     sa.Column("longitude", sa.Float),
     sa.Column("camera", sa.Text),
     sa.Column("vector_id", sa.Integer, sa.ForeignKey("vectors.id"), nullable=False, index=True),
+    _etag(),
     sa.UniqueConstraint("store", "key"),
     sqlite_autoincrement=True,
 )
@@ -111,6 +117,7 @@ failures = sa.Table(
     sa.Column("size_bytes", sa.Integer, nullable=False),
     sa.Column("mtime_ns", sa.Integer, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
+    _etag(),
 )
 
 # The file systems that the last listing passed through (indexer/mounts.py).
@@ -210,12 +217,18 @@ def _add_tags_and_encoders(connection: sa.Connection) -> None:
     metadata.create_all(connection, tables=[taggings, labels, tags, encoders], checkfirst=False)
 
 
+def _add_etags(connection: sa.Connection) -> None:
+    for table in (images, failures):
+        connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN etag TEXT")
+
+
 # Entry n brings a database from version n to n + 1; SQLite's user_version records it in the same transaction.
 MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (
     _create_tables,
     _add_mounts,
     _add_ann,
     _add_tags_and_encoders,
+    _add_etags,
 )
 ANN_VERSION = 3
 TAGS_VERSION = 4

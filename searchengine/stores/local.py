@@ -12,10 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from searchengine.errors import ImageError, StoreUnusable
-from searchengine.stores import HEAD_BYTES, Listed, Mount, StoredPhoto, Unlistable
+from searchengine.stores import HEAD_BYTES, LOCAL, Listed, Mount, StoredPhoto, Unlistable
 from searchengine.text import printable
-
-LOCAL = "local"
 
 # Folders of thumbnails and program files that no photo library means: Synology, NodeJS.
 SKIPPED_FOLDERS = frozenset({"@eaDir", "node_modules"})
@@ -27,6 +25,7 @@ MAX_INTEGER = 2**63 - 1
 
 class LocalStore:
     name = LOCAL
+    reads_at_once = 0
 
     def __init__(self, location: str) -> None:
         self.root = Path(os.path.realpath(os.path.expanduser(location)))
@@ -44,6 +43,7 @@ class LocalStore:
         if not os.access(self.root, os.R_OK | os.X_OK):
             raise StoreUnusable(f"the folder {shown} cannot be read; check its permissions")
         self.prefix = os.path.join(self.root, "")
+        self._second_look: tuple[str, frozenset[str]] = ("", frozenset())
 
     def scan(self, prefix: str | None = None) -> Iterator[Listed]:
         """Depth first, without recursion; hidden names, SKIPPED_FOLDERS and special files are left out.
@@ -70,17 +70,38 @@ class LocalStore:
             except OSError as error:
                 yield Unlistable(os.path.join(folder, ""), error.strerror or str(error))
 
-    def files_in(self, folder: str) -> Iterator[StoredPhoto]:
-        prefix = os.path.join(folder, "")
+    def is_gone(self, key: str) -> bool:
+        """Some file systems leave a file out of a listing that is replaced meanwhile, as editors do when they save.
+
+        So its folder is listed once more; that listing is kept for those who are asked for next.
+        """
+        if not self.is_there(key):
+            return True
+        folder = os.path.dirname(key)
+        if self._second_look[0] != folder:
+            try:
+                names = frozenset(item.key for item in self._files_in(folder))
+            except OSError:
+                return False
+            self._second_look = (folder, names)
+        return key not in self._second_look[1]
+
+    def is_there(self, key: str) -> bool:
         try:
-            if self._reaches(prefix):
-                with os.scandir(folder) as entries:
-                    for entry in entries:
-                        for item in self._look_at(entry, 0, []):
-                            if isinstance(item, StoredPhoto):
-                                yield item
-        except OSError as error:
-            raise StoreUnusable(f"the folder {printable(folder)} cannot be listed: {error.strerror or error}") from None
+            os.lstat(key)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except (OSError, ValueError):
+            pass
+        return True
+
+    def _files_in(self, folder: str) -> Iterator[StoredPhoto]:
+        if self._reaches(os.path.join(folder, "")):
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    for item in self._look_at(entry, 0, []):
+                        if isinstance(item, StoredPhoto):
+                            yield item
 
     def _reaches(self, prefix: str) -> bool:
         """Whether a listing of the whole store comes by the folder `prefix`."""
@@ -88,11 +109,22 @@ class LocalStore:
         for name in prefix.removeprefix(self.prefix).split(os.sep)[:-1]:
             folder = os.path.join(folder, name)
             try:
-                if _is_skipped(name) or not stat.S_ISDIR(os.lstat(folder).st_mode):
+                if is_skipped(name) or not stat.S_ISDIR(os.lstat(folder).st_mode):
                     return False
             except (FileNotFoundError, NotADirectoryError):
                 return False
         return True
+
+    def look(self, key: str) -> StoredPhoto | None:
+        try:
+            status = os.stat(key)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            raise ImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("not a regular file")
+        return _stored(key, status)
 
     def read(self, key: str, *, max_bytes: int) -> tuple[StoredPhoto, bytes]:
         return _read(key, max_bytes=max_bytes)
@@ -107,7 +139,7 @@ class LocalStore:
     def _look_at(
         self, entry: os.DirEntry[str], device: int, pending: list[tuple[str, int]]
     ) -> Iterator[StoredPhoto | Unlistable]:
-        if _is_skipped(entry.name):
+        if is_skipped(entry.name):
             return
         try:
             if entry.is_dir(follow_symlinks=False):
@@ -126,7 +158,8 @@ class LocalStore:
             yield _stored(entry.path, status)
 
 
-def _is_skipped(name: str) -> bool:
+def is_skipped(name: str) -> bool:
+    """Whether a file or folder of that name, without those above it, is left out of every listing."""
     return name.startswith(".") or name in SKIPPED_FOLDERS
 
 
@@ -157,16 +190,6 @@ def _read(path: str, *, max_bytes: int) -> tuple[StoredPhoto, bytes]:
 def _open_without_waiting(path: str, flags: int) -> int:
     """A fifo that took a photo's place between listing and reading must not hang the run."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def is_there_locally(path: str) -> bool:
-    try:
-        os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except (OSError, ValueError):
-        pass
-    return True
 
 
 def local_device(path: str) -> int | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from searchengine.errors import PhotoNotFound
 from searchengine.index.photos import ImageRow
-from searchengine.index.reader import Index
+from searchengine.index.protocol import PhotoIndex, open_index
 from searchengine.models.registry import load_encoder
 from searchengine.pictures import Picture
 from searchengine.prompts import query_vectors
@@ -47,7 +47,7 @@ class Opened:
         self._lock = threading.Lock()
         self._users, self._is_retired = 0, False
         self._own = secrets.token_bytes(8)  # for another reader counts its commits from the same number
-        self.index = Index(settings.index_folder)
+        self.index: PhotoIndex = open_index(settings.index_place)
         try:
             known = self.index.identity
             self.encoder = load_encoder(

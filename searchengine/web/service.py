@@ -11,7 +11,7 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import date
@@ -22,9 +22,10 @@ from starlette.requests import Request
 
 from searchengine.decode import DecodeLimits
 from searchengine.errors import IndexFormatError, IndexUnusable, ModelMismatch, OverloadError, SearchEngineError
-from searchengine.index.commits import Commits, Version
+from searchengine.index.commits import Commits
 from searchengine.index.layout import IndexPaths
-from searchengine.index.reader import Index
+from searchengine.index.protocol import PhotoIndex
+from searchengine.milvus.connection import is_milvus
 from searchengine.settings import Settings
 from searchengine.web.caches import BoundedCache
 from searchengine.web.decoders import DecoderPool
@@ -37,7 +38,7 @@ from searchengine.web.thumbnails import Thumbnails
 from searchengine.web.uploads import UploadedImage
 
 Result = TypeVar("Result")
-AnswerKey = tuple[Version | None, date, Question, int, str | None]
+AnswerKey = tuple[Hashable, date, Question, int, str | None]
 
 # Most of them wait: for the encoder, for a turn to search, for a disk. What computes is bounded where it does.
 THREADS = 32
@@ -61,8 +62,11 @@ class Service:
         self._pending = 0
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="service")
         self._pool_for_long = ThreadPoolExecutor(THREADS_FOR_LONG, thread_name_prefix="service-long")
-        # Of the event loop, which looks for a newer commit before it takes an answer from memory.
-        self._commits = Commits(IndexPaths(settings.index_folder).database)
+        # Of the event loop, which looks for a newer commit before it takes an answer from memory. In Milvus to look
+        # takes a request; there what the keeper saw a moment ago must do.
+        is_remote = is_milvus(settings.index)
+        self._commits = None if is_remote else Commits(IndexPaths(settings.index_folder).database)
+        self._version_seen: Hashable = None
         self._answers: BoundedCache[AnswerKey, bytes] = BoundedCache(max_bytes=ANSWERS_BYTES)
         self._under_way: dict[AnswerKey, asyncio.Task[bytes]] = {}
         self._pager = Pager(metrics=self.metrics)
@@ -94,11 +98,12 @@ class Service:
         if self._opened is not None:
             self._keeper.join()
             self._opened.retire()
-        self._commits.close()
+        if self._commits is not None:
+            self._commits.close()
         self.thumbnails.close()
 
     @property
-    def index(self) -> Index:
+    def index(self) -> PhotoIndex:
         """The index as it is open now; within a job, take that of the job instead."""
         return self._current().index
 
@@ -155,8 +160,10 @@ class Service:
             self._answers.put(key, found, size_bytes=size_bytes)
         return found
 
-    def _version(self) -> Version | None:
+    def _version(self) -> Hashable:
         """Of the newest commit, by a look at two files; None where there is something wrong, for a job to tell."""
+        if self._commits is None:
+            return self._version_seen
         try:
             return self._commits.version()
         except (IndexFormatError, sqlite3.Error):
@@ -198,14 +205,16 @@ class Service:
                 self._do(self._look)
                 self.trouble = None
             except SearchEngineError as error:
-                self.trouble = error
+                self.trouble, self._version_seen = error, None
             except OSError as error:
                 self.trouble = IndexUnusable(f"the index cannot be read: {error.strerror}; check its disk")
+                self._version_seen = None
             if self._closing.wait(CHECK_SECONDS):
                 return
 
     def _look(self, opened: Opened) -> None:
         snapshot, state = opened.index.snapshot(), opened.state()
+        self._version_seen = state
         if state == self._seen:
             return
         self._seen = state

@@ -1,7 +1,8 @@
 """Small copies of photos for the page: made once, in the isolated decoder, and kept on disk up to a limit.
 
-A file in the cache is named by what the index knows of a photo (store, key, size, time), the same that tells the
-indexer an unchanged one. So a photo that changes gets another thumbnail; one whose disk is away keeps the one it had.
+A file in the cache is named by what the index knows of a photo (store, key, size, time, and its vector where a store
+may tell no time), the same that tells the indexer an unchanged one. So a photo that changes gets another thumbnail; one
+whose disk is away keeps the one it had.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from PIL import Image
 from searchengine.errors import OverloadError
 from searchengine.index.photos import ImageRow
 from searchengine.index.schema import encode_key
+from searchengine.stores import LOCAL
 from searchengine.web.decoders import DecoderPool
 
 SIZES_PX = (160, 320, 640, 1280, 1920)
@@ -30,6 +32,7 @@ MEDIA_TYPE = "image/jpeg"
 JPEG_QUALITY = 82
 DEFAULT_MAX_BYTES = 512 * 2**20
 MAX_WAITING = 512
+WORKERS = 8  # which mostly wait: for a store, or for one of the few processes that decode
 SUFFIX = ".jpg"
 
 
@@ -44,7 +47,7 @@ class Thumbnails:
         self._decoders = decoders
         self._max_bytes = max_bytes
         self._lock = threading.Lock()  # the event loop takes it: never held while anything is done on the disk
-        self._workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="thumbnails")
+        self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="thumbnails")
         self._under_way: dict[str, Future[bytes]] = {}
         self._keeping = threading.Lock()
         self._sizes: OrderedDict[str, int] | None = None  # bytes by name, those used longest ago first
@@ -119,7 +122,9 @@ def size_for(side_px: int) -> int:
 
 def name_of(row: ImageRow, *, max_side_px: int) -> str:
     """The name of its thumbnail's file, and of what it shows (an ETag)."""
-    known = b"\0".join(map(encode_key, (row.store, row.key, str(row.size_bytes), str(row.mtime_ns))))
+    facts = [row.store, row.key, str(row.size_bytes), str(row.mtime_ns)]
+    facts += [] if row.store == LOCAL else [str(row.vector_id)]
+    known = b"\0".join(map(encode_key, facts))
     return f"{hashlib.blake2b(known, digest_size=20).hexdigest()}-{max_side_px}{SUFFIX}"
 
 

@@ -18,9 +18,10 @@ from starlette.types import Receive, Scope, Send
 
 from searchengine.errors import PhotoNotFound
 from searchengine.index.photos import ImageRow
+from searchengine.stores import LOCAL
 from searchengine.web.answers import Json, problems
 from searchengine.web.opened import Opened
-from searchengine.web.originals import SIGNATURES, Original
+from searchengine.web.originals import SIGNATURES, Original, prove
 from searchengine.web.service import Service, service_of
 from searchengine.web.thumbnails import MEDIA_TYPE, SIZES_PX, name_of, size_for
 
@@ -83,20 +84,23 @@ async def original(
 ) -> Response:
     """As it was indexed. 404: there is no such photo, or its file is away; 409: its file has changed since."""
 
-    def open_original(opened: Opened) -> tuple[ImageRow, Original]:
+    def open_file(opened: Opened) -> tuple[ImageRow, Original | None]:
         row = _row(image_id, opened)
-        return row, service.originals.open(row, index=opened.index)
+        return row, service.originals.open(row, index=opened.index) if row.store == LOCAL else None
 
-    row, file = await service.run(open_original)
+    row, file = await service.run(open_file)
+    if file is None:
+        file = await _fetched(row, service)
     etag = f'"{file.content_hash.hex()}"'
     headers = {
         "ETag": etag,
-        "Last-Modified": formatdate(file.mtime_ns / 1e9, usegmt=True),
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, no-cache",
         "Content-Disposition": _disposition(row.key, is_shown=file.media_type is not None),
         "Content-Security-Policy": LONE_IMAGE,
     }
+    if file.mtime_ns:  # 0 where its store tells no time
+        headers["Last-Modified"] = formatdate(file.mtime_ns / 1e9, usegmt=True)
     try:
         if _matches(if_none_match, etag):
             file.close()
@@ -186,6 +190,17 @@ class _Streamed(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._file.close()
+
+
+async def _fetched(row: ImageRow, service: Service) -> Original:
+    """A photo that is not a file of this machine."""
+    file = await service.originals.fetch(row)
+    try:
+        await service.run(lambda opened: prove(file, row, index=opened.index))
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def _row(image_id: int, opened: Opened) -> ImageRow:
