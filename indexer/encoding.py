@@ -1,31 +1,89 @@
 """The stage between reading and writing: a thread runs the encoder, so that it never waits for rows or disks.
 
-While one batch is encoded, the next is decoded and the one before is recorded.
+While one batch is encoded, the next is decoded and the one before is recorded. Where workers of their own encode
+(indexer/engines/), nothing is left to do here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
-from indexer.reading import Decoded, Known
+from indexer.crawl import Change
+from indexer.reading import Decoded, Failed, Known
 from indexer.report import StageClock
+from searchengine.metadata import PhotoMetadata
 from searchengine.vectors import Encoder, FloatMatrix, PixelBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """New content that a worker has encoded: a unit vector, float32 (dim,)."""
+
+    change: Change
+    content_hash: bytes
+    metadata: PhotoMetadata
+    embedding: FloatMatrix
+
+
+Outcome = Decoded | Encoded | Known | Failed
 
 
 @dataclass(kw_only=True)
 class Batch:
     """Photos to be encoded, and known ones that wait, for they may have the same content. Row i is of `decoded[i]`."""
 
-    decoded: list[Decoded] = field(default_factory=list)
-    waiting: list[Known] = field(default_factory=list)
+    decoded: Sequence[Decoded | Encoded] = field(default_factory=list)
+    waiting: Sequence[Known] = field(default_factory=list)
     embeddings: FloatMatrix = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
 
     @property
     def hashes(self) -> list[bytes]:
         return [decoded.content_hash for decoded in self.decoded]
+
+    @property
+    def new(self) -> list[tuple[Change, bytes, PhotoMetadata]]:
+        """Of each row: the photo, its hash, and what its file tells."""
+        return [
+            (item.change, item.content_hash, item.photo.metadata if isinstance(item, Decoded) else item.metadata)
+            for item in self.decoded
+        ]
+
+
+class Encoding(Protocol):
+    """Batches go in, and come back later with their embeddings."""
+
+    @property
+    def under_way(self) -> Batch: ...
+
+    def hand_over(self, batch: Batch) -> Batch: ...
+
+    def take_back(self, *, wait: bool = True) -> Batch: ...
+
+    def close(self) -> None: ...
+
+
+class EncodedBefore:
+    """For batches of `Encoded`, which come back at once."""
+
+    def __init__(self) -> None:
+        self.under_way = Batch()
+
+    def hand_over(self, batch: Batch) -> Batch:
+        rows = [item.embedding for item in batch.decoded if isinstance(item, Encoded)]
+        if rows:
+            batch.embeddings = np.stack(rows)
+        return batch
+
+    def take_back(self, *, wait: bool = True) -> Batch:
+        return Batch()
+
+    def close(self) -> None:
+        pass
 
 
 class EncoderThread:
@@ -40,7 +98,8 @@ class EncoderThread:
 
     def hand_over(self, batch: Batch) -> Batch:
         """Have `batch` encoded once the one before it is; gives that one back, with its embeddings."""
-        pixels = np.stack([decoded.photo.pixels for decoded in batch.decoded]) if batch.decoded else None
+        crops = [item.photo.pixels for item in batch.decoded if isinstance(item, Decoded)]
+        pixels = np.stack(crops) if crops else None
         done = self.take_back()
         self.under_way = batch
         if pixels is not None:

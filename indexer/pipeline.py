@@ -1,7 +1,8 @@
 """scan -> read, hash, decode (threads) -> batches -> encoder (a thread) -> writer: bring an index up to date.
 
 At most `3 * batch_size + workers` photos are under way at a time and crops are small, so memory does not grow with the
-library. A file that cannot be used costs that file alone and is recorded with its reason.
+library. A file that cannot be used costs that file alone and is recorded with its reason. With an engine, its workers
+read, decode and encode (indexer/engines/).
 """
 
 from __future__ import annotations
@@ -9,18 +10,20 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 
 from indexer.copies import Copies
 from indexer.crawl import Change, Crawl
-from indexer.encoding import Batch, EncoderThread
+from indexer.encoding import Batch, Encoded, EncodedBefore, EncoderThread, Encoding, Outcome
+from indexer.engines import Engine
+from indexer.engines.crew import Crew
 from indexer.reading import Decoded, Failed, Known, KnownContent, PhotoReader
 from indexer.report import OnProgress, OnSkip, Progress, Report, StageClock
 from indexer.scope import Globs, parts_of
 from indexer.writer import FailedPhoto, IndexWriter, NewPhoto
 from searchengine.decode import DEFAULT_LIMITS, DecodeLimits
-from searchengine.errors import UsageError
+from searchengine.errors import SearchEngineError, UsageError
 from searchengine.index.layout import IndexPaths
 from searchengine.metadata import PhotoMetadata
 from searchengine.stores import ImageStore, StoredPhoto, Unlistable, open_stores
@@ -41,6 +44,7 @@ def build(
     batch_size: int = 32,
     limits: DecodeLimits = DEFAULT_LIMITS,
     isolated: bool = True,
+    engine: Engine | None = None,
     retry_failed: bool = False,
     within: Sequence[str] | None = None,
     on_progress: OnProgress = lambda progress: None,
@@ -50,8 +54,9 @@ def build(
     """Bring the index in the folder `index` up to date with `stores` (local folders); make it if there is none.
 
     `isolated` decodes in processes of their own, so that a photo that crashes a decoder costs that photo alone; without
-    it, threads of this process decode. `retry_failed` reads files again that failed before. `within` names folders, by
-    their real paths; then only what is below them is looked at.
+    it, threads of this process decode. `engine` has workers of its own read, decode and encode; its encoder must be the
+    same as `encoder`. `retry_failed` reads files again that failed before. `within` names folders, by their real
+    paths; then only what is below them is looked at.
 
     Raises UsageError, StoreUnusable, IndexUnusable and its kin, ModelMismatch. Once `stop` is set, the run commits what
     is done and raises KeyboardInterrupt; the next run takes up from there.
@@ -66,10 +71,11 @@ def build(
             crawl=crawl,
             writer=writer,
             encoder=encoder,
-            workers=workers or os.cpu_count() or 1,
+            workers=workers,
             batch_size=batch_size,
             limits=limits,
             isolated=isolated,
+            engine=engine,
             on_progress=on_progress,
             on_skip=on_skip,
             stop=stop or threading.Event(),
@@ -86,10 +92,11 @@ class _Run:
         crawl: Crawl,
         writer: IndexWriter,
         encoder: Encoder,
-        workers: int,
+        workers: int | None,
         batch_size: int,
         limits: DecodeLimits,
         isolated: bool,
+        engine: Engine | None,
         on_progress: OnProgress,
         on_skip: OnSkip,
         stop: threading.Event,
@@ -103,19 +110,15 @@ class _Run:
         self.stop = stop
         self.report = Report(model=encoder.name)
         self.started = time.monotonic()
-        self.clock = StageClock(workers=workers)
-        self.encoding = EncoderThread(encoder, clock=self.clock)
+        self.encoder = encoder
+        self.workers = workers
+        self.limits = limits
+        self.isolated = isolated
+        self.engine = engine
+        self.clock = StageClock(workers=workers or os.cpu_count() or 1)
+        self.encoding: Encoding = EncodedBefore() if engine else EncoderThread(encoder, clock=self.clock)
         self.known = KnownContent(IndexPaths(writer.folder).database)
-        self.reader = PhotoReader(
-            known=self.known,
-            image_size=encoder.image_size,
-            limits=limits,
-            workers=workers,
-            ahead=batch_size + workers,
-            isolated=isolated,
-            clock=self.clock,
-        )
-        self.to_encode: list[Decoded] = []
+        self.to_encode: list[Decoded | Encoded] = []
         self.waiting: list[Known] = []
         self.recorded: list[tuple[str, str]] = []  # names of photos that the next commit adds or updates
         self.moved_rows: set[int] = set()  # rows that the next commit gives a new name
@@ -147,7 +150,7 @@ class _Run:
         total = self.crawl.count_known(self.report)
         self.on_progress(Progress(done=0, total=total))
         self.clock.restart()
-        with closing(self.reader.read_all(self.crawl.changes(), stop=self.stop)) as outcomes:
+        with closing(self._outcomes(total)) as outcomes:
             for done, outcome in enumerate(outcomes, start=1):
                 self._take(outcome)
                 self._stop_if_asked()
@@ -155,6 +158,39 @@ class _Run:
                     self.on_progress(Progress(done=done, total=total, busiest=self.clock.busiest()))
         self._stop_if_asked()
         self._encode_the_rest()
+
+    def _outcomes(self, total: int) -> Generator[Outcome, None, None]:
+        """What becomes of each of `total` changes. Where that breaks off, what is done is committed."""
+        outcomes: Iterator[Outcome]
+        if self.engine:
+            crew = Crew(
+                self.engine,
+                encoder=self.encoder,
+                known=self.known,
+                workers=self.workers,
+                batch_size=self.batch_size,
+                limits=self.limits,
+                isolated=self.isolated,
+                clock=self.clock,
+            )
+            outcomes = crew.read_all(self.crawl.changes(), total=total, stop=self.stop)
+        else:
+            reader = PhotoReader(
+                known=self.known,
+                image_size=self.encoder.image_size,
+                limits=self.limits,
+                workers=self.clock.workers,
+                ahead=self.batch_size + self.clock.workers,
+                isolated=self.isolated,
+                clock=self.clock,
+            )
+            outcomes = reader.read_all(self.crawl.changes(), stop=self.stop)
+        try:
+            yield from outcomes
+        except SearchEngineError:
+            self._encode_the_rest()
+            self._commit()
+            raise
 
     def _forget_gone(self) -> None:
         for page in self.crawl.gone():
@@ -173,7 +209,7 @@ class _Run:
             self._finish()
             raise KeyboardInterrupt
 
-    def _take(self, outcome: Decoded | Known | Failed) -> None:
+    def _take(self, outcome: Outcome) -> None:
         match outcome:
             case Failed(change=change, reason=reason, damaged=damaged):
                 self.report.failed += 1
@@ -181,13 +217,11 @@ class _Run:
                 self.writer.add_failure(
                     FailedPhoto(store=change.store.name, listed=change.listed, reason=reason, damaged=damaged)
                 )
-            case Decoded(content_hash=content_hash) if content_hash in self.known:
-                # Its twin was under way in another thread when this one looked.
-                self.waiting.append(
-                    Known(change=outcome.change, content_hash=content_hash, metadata=outcome.photo.metadata)
-                )
-            case Decoded(content_hash=content_hash):
-                self.known.add(content_hash)
+            case Decoded() | Encoded() if outcome.content_hash in self.known:
+                ((change, content_hash, metadata),) = Batch(decoded=[outcome]).new  # its twin was under way elsewhere
+                self.waiting.append(Known(change=change, content_hash=content_hash, metadata=metadata))
+            case Decoded() | Encoded():
+                self.known.add(outcome.content_hash)
                 self.to_encode.append(outcome)
             case Known():
                 self.waiting.append(outcome)
@@ -216,8 +250,8 @@ class _Run:
         if batch.decoded:
             self.embedded += len(batch.decoded)
             self.writer.add_vectors(batch.hashes, batch.embeddings)
-        for decoded in batch.decoded:
-            self._record(decoded.change, decoded.content_hash, decoded.photo.metadata, moved_from=None)
+        for change, content_hash, metadata in batch.new:
+            self._record(change, content_hash, metadata, moved_from=None)
         for known in batch.waiting:
             moved_from = None
             if not known.change.known:

@@ -9,18 +9,21 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Stage = Literal["list", "read", "hash", "decode", "encode", "write"]
-STAGES: tuple[Stage, ...] = ("list", "read", "hash", "decode", "encode", "write")
+Stage = Literal["list", "fetch", "read", "hash", "decode", "encode", "write"]
+STAGES: tuple[Stage, ...] = ("list", "fetch", "read", "hash", "decode", "encode", "write")
 
 
 class StageClock:
     """How long each stage of a run has worked, and which of them the others wait for.
 
-    `workers` threads read, hash and decode; one encodes, one lists and writes.
+    `fetchers` threads fetch from stores that are no disks, `workers` read, hash and decode, `encoders` encode; one
+    lists and writes.
     """
 
-    def __init__(self, *, workers: int = 1) -> None:
-        self._workers = workers
+    def __init__(self, *, workers: int = 1, encoders: int = 1) -> None:
+        self.fetchers = 1
+        self.workers = workers
+        self.encoders = encoders
         self._lock = threading.Lock()
         self._seconds: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
         self.restart()
@@ -36,8 +39,12 @@ class StageClock:
         try:
             yield
         finally:
-            with self._lock:
-                self._seconds[stage] += time.monotonic() - started
+            self.add(stage, time.monotonic() - started)
+
+    def add(self, stage: Stage, seconds: float) -> None:
+        """It has worked so long, here or in another process."""
+        with self._lock:
+            self._seconds[stage] += seconds
 
     def seconds(self) -> dict[Stage, float]:
         """Of all threads of a stage together. Stages work at once, so these add up to more than the run took."""
@@ -53,8 +60,9 @@ class StageClock:
         worked = {stage: seconds - self._before[stage] for stage, seconds in self.seconds().items()}
         in_workers: tuple[Stage, ...] = ("read", "hash", "decode")
         shares: dict[Stage, float] = {
-            max(in_workers, key=worked.__getitem__): sum(worked[stage] for stage in in_workers) / self._workers,
-            "encode": worked["encode"],
+            "fetch": worked["fetch"] / self.fetchers,
+            max(in_workers, key=worked.__getitem__): sum(worked[stage] for stage in in_workers) / self.workers,
+            "encode": worked["encode"] / self.encoders,
             "write": worked["write"],
         }
         stage = max(shares, key=shares.__getitem__)

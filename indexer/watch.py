@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from indexer.engines import Engine
 from indexer.events import MAX_DELAY_SECONDS, Changes, Listener
 from indexer.pipeline import build
 from indexer.report import OnProgress, OnSkip, Report
@@ -20,7 +21,7 @@ from indexer.scope import Globs
 from searchengine.decode import DEFAULT_LIMITS, DecodeLimits
 from searchengine.errors import IndexLocked, StoreUnusable, UsageError
 from searchengine.index.layout import index_folder
-from searchengine.stores import ImageStore, open_store, open_stores
+from searchengine.stores import ImageStore, open_stores
 from searchengine.stores.local import LocalStore
 from searchengine.text import printable
 from searchengine.vectors import Encoder
@@ -50,6 +51,7 @@ def watch(
     batch_size: int = 32,
     limits: DecodeLimits = DEFAULT_LIMITS,
     isolated: bool = True,
+    engine: Engine | None = None,
     retry_failed: bool = False,
     scan_every_seconds: float = SCAN_EVERY_SECONDS,
     on_progress: OnProgress = lambda progress: None,
@@ -66,7 +68,8 @@ def watch(
     index is locked only while it is being updated.
 
     `on_update` gets the report of the first run and of each later one that changed something; `on_skip` each file and
-    reason once. `retry_failed` holds for the first run. A folder that vanishes, or an index that another process
+    reason once. `engine` is for scans of everything; a few changes are taken up sooner by this process. `retry_failed`
+    holds for the first run. A folder that vanishes, or an index that another process
     writes, is a notice, and tried again.
 
     Raises what `indexer.build` does: StoreUnusable only at the start, IndexLocked never.
@@ -93,6 +96,7 @@ def watch(
             batch_size=batch_size,
             limits=limits,
             isolated=isolated,
+            engine=None if within else engine,
             retry_failed=retry,
             within=within,
             on_progress=on_progress,
@@ -168,7 +172,7 @@ class _Watcher:
     def _scan(self) -> None:
         """A run over everything. What happens after it has begun, events tell."""
         there = self._stores_there()
-        self._listen(there.values())
+        self._listen(store for stores in there.values() for store in stores)
         self.changes.forget()
         self.last_scan = time.monotonic()
         done = self._run(there, within=None)
@@ -194,11 +198,12 @@ class _Watcher:
         self.is_first = self.retry_failed = False
         return True
 
-    def _stores_there(self) -> dict[str, ImageStore]:
+    def _stores_there(self) -> dict[str, list[ImageStore]]:
+        """By location, which may be a pattern of names."""
         there = {}
         for location in self.stores:
             try:
-                there[location] = open_store(location)
+                there[location] = open_stores([location])
             except StoreUnusable as error:
                 self._tell(location, f"{error}; until then, what the index knows of it stays")
             else:

@@ -15,8 +15,9 @@ from typing import Any
 
 import platformdirs
 
-from searchengine.errors import SettingError
+from searchengine.errors import SettingError, UsageError
 from searchengine.index.layout import PRECISIONS
+from searchengine.milvus.connection import is_milvus
 from searchengine.resources import resource
 from searchengine.text import printable
 
@@ -33,7 +34,10 @@ BOUNDS = {
 SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 # What a text must match, and that in words.
 FORMS = {
-    "device": (r"auto|cpu|mps|cuda(:\d+)?", "auto, cpu, cuda, cuda:N or mps"),
+    "device": (
+        r"auto|(cpu|mps|cuda(:\d+)?)(,(cpu|mps|cuda(:\d+)?))*",
+        "auto, cpu, cuda, cuda:N or mps, or several of them, as in cuda:0,cuda:1",
+    ),
     "precision": ("|".join(PRECISIONS), f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"),
     "mirror": (r"(https?://[^\s/]\S*)?", "the http or https address of a folder, or empty"),
     "warm": (r"off|use|auto", "off, use or auto"),
@@ -62,12 +66,23 @@ class Settings:
     origins: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def index_place(self) -> str:
+        """The folder of the index, or its address in Milvus."""
+        return self.index if is_milvus(self.index) else str(self.index_folder)
+
+    @property
     def index_folder(self) -> Path:
-        return Path(os.path.expanduser(self.index)) if self.index else _user_data() / "index"
+        """Raises UsageError where the index is in Milvus."""
+        if is_milvus(self.index):
+            raise UsageError(
+                f"{printable(self.index)} is in Milvus, and this command works on an index in a folder; copy it to one "
+                "with: searchengine copy"
+            )
+        return Path(os.path.expanduser(self.index)) if self.index else user_data() / "index"
 
     @property
     def models_folder(self) -> Path:
-        return Path(os.path.expanduser(self.models)) if self.models else _user_data() / "models"
+        return Path(os.path.expanduser(self.models)) if self.models else user_data() / "models"
 
 
 NAMES = tuple(f.name for f in fields(Settings) if f.name != "origins")
@@ -138,5 +153,5 @@ def _whole_number(value: Any, low: int, high: int) -> int | None:
     return number if low <= number <= high and not isinstance(value, bool | float) else None
 
 
-def _user_data() -> Path:
+def user_data() -> Path:
     return platformdirs.user_data_path("searchengine", appauthor=False)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from datetime import datetime
+from glob import glob
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +12,6 @@ import click
 from searchengine.cli.interrupts import ctrl_c_stops
 from searchengine.cli.options import (
     choose_model,
-    device_option,
     encoder_for,
     identity_of,
     index_option,
@@ -21,11 +22,18 @@ from searchengine.cli.options import (
     settings_from,
 )
 from searchengine.cli.output import notice, pace, progress_bar
+from searchengine.cli.writing import writable
 from searchengine.errors import ModelMismatch
 from searchengine.text import printable
 
 if TYPE_CHECKING:
+    from indexer.engines import Engine
     from searchengine.settings import Settings
+    from searchengine.vectors import Encoder
+
+
+# Of Linux: NVIDIA's, AMD's, and those of a Windows around it.
+GPUS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")
 
 
 @click.command("index", epilog="Example:  searchengine index ~/Pictures /mnt/nas/photos --exclude '*/screenshots/*'")
@@ -33,9 +41,15 @@ if TYPE_CHECKING:
 @index_option
 @model_option
 @precision_option
-@click.option("--workers", type=int, help="Processes that read and decode [default: one a processor].")
-@click.option("--batch-size", type=int, help="Photos that the encoder takes at once [default: 32].")
-@device_option
+@click.option("--workers", type=int, help="Processes a machine that read and decode [default: one a processor].")
+@click.option("--batch-size", type=int, help="Photos that the encoder takes at once [default: 32; on a GPU 256].")
+@click.option("--device", help="Where the encoder runs: auto, cpu, cuda, cuda:1, mps; several: cuda:0,cuda:1.")
+@click.option(
+    "--engine",
+    default="local",
+    metavar="local|ray|ray://HOST:PORT",
+    help="Who encodes: this machine, or the machines of a Ray cluster [default: local].",
+)
 @click.option("--include", multiple=True, metavar="GLOB", help="Look only at files whose name or path matches.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave these out of the index. Both repeatable.")
 @click.option("--retry-failed", is_flag=True, help="Read files that failed before again, though they did not change.")
@@ -56,6 +70,7 @@ def command(
     workers: int | None,
     batch_size: int | None,
     device: str | None,
+    engine: str,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     retry_failed: bool,
@@ -64,7 +79,7 @@ def command(
     scan_every: float | None,
     as_json: bool,
 ) -> None:
-    """Crawl photo folders and bring the index up to date.
+    """Crawl photo stores and bring the index up to date.
 
     New and changed photos are embedded, moved ones keep their vector, deleted ones disappear from results. Files that
     cannot be used are skipped with a warning and listed by `searchengine status --failures`. Running it again goes on
@@ -74,42 +89,89 @@ def command(
         raise click.UsageError("--dry-run tells what would be done now, --watch does it and goes on; give one of them")
     if scan_every is not None and not watch:
         raise click.UsageError("--scan-every is for --watch; give both, or neither")
-    settings = settings_from(
+    if watch and engine != "local":
+        raise click.UsageError("--watch is for --engine local; give one of them")
+    if engine not in ("local", "ray") and not engine.startswith("ray://"):
+        raise click.BadParameter(f"{engine!r} is neither local nor ray nor ray://HOST:PORT", param_hint="--engine")
+    given = settings_from(
         index=index, model=model, precision=precision, workers=workers, batch_size=batch_size, device=device
     )
-    if dry_run:
-        from indexer.plan import plan
+    with writable(given) as settings:
+        if dry_run:
+            from indexer.plan import plan
 
-        report = plan(settings.index_folder, stores, include=include, exclude=exclude, retry_failed=retry_failed)
-        report.model = choose_model(settings)
-        _print_counters(report.as_dict(), as_json=as_json, remark=" (dry run: nothing was written)")
-        return
-    _refuse_useless_download(settings)
-    encoder = encoder_for(settings)
-    if settings.model == "auto" and identity_of(settings) is None:
-        notice(f"a new index, with the encoder {encoder.name}; `searchengine models` lists what --model can choose")
-    with ctrl_c_stops() as stop, progress_bar("indexing") as advance:
-        options: dict[str, Any] = {
-            "encoder": encoder,
-            "include": include,
-            "exclude": exclude,
-            "workers": settings.workers or None,
-            "batch_size": settings.batch_size,
-            "limits": limits_from(settings),
-            "retry_failed": retry_failed,
-            "on_progress": lambda progress: advance(progress.done, progress.total, pace(progress.busiest)),
-            "on_skip": lambda key, reason: notice(f"skipped {printable(key)}: {reason}"),
-            "stop": stop,
-        }
-        if watch:
-            _watch(settings, stores, scan_every=scan_every, tell=_printer(as_json), options=options)
-            raise KeyboardInterrupt
-        from indexer.pipeline import build
+            report = plan(settings.index_folder, stores, include=include, exclude=exclude, retry_failed=retry_failed)
+            report.model = choose_model(settings)
+            _print_counters(report.as_dict(), as_json=as_json, remark=" (dry run: nothing was written)")
+            return
+        _refuse_useless_download(settings)
+        encoder = encoder_for(settings)
+        if settings.model == "auto" and identity_of(settings) is None:
+            notice(f"a new index, with the encoder {encoder.name}; `searchengine models` lists what --model can choose")
+        with ctrl_c_stops() as stop, progress_bar("indexing") as advance:
+            options: dict[str, Any] = {
+                "encoder": encoder,
+                "include": include,
+                "exclude": exclude,
+                "workers": settings.workers or None,
+                "batch_size": _batch_size(settings),
+                "limits": limits_from(settings),
+                "engine": _engine(engine, encoder, settings),
+                "retry_failed": retry_failed,
+                "on_progress": lambda progress: advance(progress.done, progress.total, pace(progress.busiest)),
+                "on_skip": lambda key, reason: notice(f"skipped {printable(key)}: {reason}"),
+                "stop": stop,
+            }
+            if watch:
+                _watch(settings, stores, scan_every=scan_every, tell=_printer(as_json), options=options)
+                raise KeyboardInterrupt
+            from indexer.pipeline import build
 
-        report = build(settings.index_folder, stores, **options)
-    _print_counters(report.as_dict(), as_json=as_json)
-    if report.added:
-        _recommend_compaction(settings)
+            report = build(settings.index_folder, stores, **options)
+        _print_counters(report.as_dict(), as_json=as_json)
+        if report.added:
+            _recommend_compaction(settings)
+
+
+def _engine(name: str, encoder: Encoder, settings: Settings) -> Engine | None:
+    """Who reads and encodes, if it is not this process. Raises UsageError."""
+    from indexer.engines.messages import EncoderSource
+
+    source = EncoderSource(name=encoder.name, precision=encoder.precision, models_folder=settings.models_folder)
+    if name != "local":
+        from indexer.engines.ray import RayEngine
+
+        return RayEngine(source, address=None if name == "ray" else name, device=settings.device)
+    devices = _devices(settings)
+    # Integers are for the CPU, which `auto` is with them.
+    if len(devices) == 1 or (encoder.precision == "int8" and settings.device == "auto"):
+        return None
+    from indexer.engines.processes import ProcessEngine
+
+    return ProcessEngine(source, devices=devices)
+
+
+def _devices(settings: Settings) -> list[str]:
+    if not _may_have_gpus(settings.device):
+        return settings.device.split(",")
+    from searchengine.models.devices import devices_of
+
+    return devices_of(settings.device)
+
+
+def _batch_size(settings: Settings) -> int:
+    if settings.origins["batch_size"] != "default" or not _may_have_gpus(settings.device):
+        return settings.batch_size
+    from searchengine.models.devices import suitable_batch
+
+    return suitable_batch(settings.device)
+
+
+def _may_have_gpus(device: str) -> bool:
+    """Told without torch, which takes seconds to load, and a run that finds nothing to do never needs it."""
+    if device == "auto":
+        return sys.platform == "win32" or any(glob(pattern) for pattern in GPUS)
+    return device.startswith("cuda")
 
 
 def _recommend_compaction(settings: Settings) -> None:

@@ -16,8 +16,26 @@ from searchengine.errors import ModelUnusable
 OMP_SET_NUM_THREADS: Any = getattr(ctypes.CDLL(torch._C.__file__), "omp_set_num_threads", None)
 
 
+# Few photos at a time keep the processors' caches warm; a GPU starts for many what it would start for one.
+PHOTOS_ON_A_CPU, PHOTOS_ON_A_GPU = 32, 256
+
+
+def devices_of(name: str) -> list[str]:
+    """The devices that `name` stands for, one or more: `auto` is every GPU, where there are several of them."""
+    if name == "auto" and torch.cuda.device_count() > 1:
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return name.split(",")
+
+
+def suitable_batch(name: str) -> int:
+    """How many photos a run should hand to an encoder on this device at once."""
+    is_gpu = name.startswith("cuda") or (name == "auto" and torch.cuda.is_available())
+    return PHOTOS_ON_A_GPU if is_gpu else PHOTOS_ON_A_CPU
+
+
 def pick_device(name: str) -> torch.device:
-    """`auto` is a GPU where there is one. Raises ModelUnusable for a device that cannot be used here."""
+    """The first device of a list; `auto` is a GPU where there is one. Raises ModelUnusable where it cannot be used."""
+    name = name.partition(",")[0]
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

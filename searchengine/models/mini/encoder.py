@@ -5,6 +5,7 @@ Each tower is loaded when it is first used: a text query never loads torch, an i
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from searchengine.models.mini.efficientnet import EfficientNetLite2
     from searchengine.models.mini.minilm import MiniLM
     from searchengine.vectors import ImageSource
+
+# Photos that the heads take at once.
+BLOCK = 16
 
 
 class MiniEncoder:
@@ -43,6 +47,7 @@ class MiniEncoder:
         self._heads_file = heads_file
         self.heads = MiniHeads.load(heads_file)
         self._device = device
+        self._one_thread = threading.Lock()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -64,11 +69,24 @@ class MiniEncoder:
         return encode_in_batches(self, images)
 
     def encode_pixels(self, pixels: PixelBatch) -> FloatMatrix:
-        """Unit rows, float32 (n, 512), for uint8 RGB crops (n, 260, 260, 3)."""
+        """Unit rows, float32 (n, 512), for uint8 RGB crops (n, 260, 260, 3).
+
+        On a CPU a vector depends neither on what is beside it nor on the number of threads.
+        """
         import torch
+        from threadpoolctl import threadpool_limits
 
         features: NDArray[np.float32] = self.image_tower.describe(torch.from_numpy(pixels)).cpu().numpy()
-        return self.heads.image(features)
+        rows = np.empty((len(features), self.dim), dtype=np.float32)
+        # BLAS adds up in an order that goes by shape and threads; so both are always the same. Two threads that set
+        # and restore its threads at once would leave it with one for good.
+        with self._one_thread, threadpool_limits(1, user_api="blas"):
+            for start in range(0, len(features), BLOCK):
+                some = features[start : start + BLOCK]
+                block = np.zeros((BLOCK, features.shape[1]), dtype=np.float32)
+                block[: len(some)] = some
+                rows[start : start + BLOCK] = self.heads.image(block)[: len(some)]
+        return rows
 
     @cached_property
     def text_tower(self) -> MiniLM:

@@ -1,0 +1,68 @@
+"""Encoders for workers in processes of their own, which find them here by their names."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from fakes import FakeEncoder
+
+from indexer.engines.messages import EncoderSource
+from searchengine.errors import ImageError, ModelNotFound
+from searchengine.stores import StoredPhoto
+from searchengine.stores.local import LocalStore
+from searchengine.vectors import FloatMatrix, PixelBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeSource(EncoderSource):
+    """Loads an encoder that leaves a line in `log` for each batch: the process, its device, and how many photos.
+
+    `seconds`: that it takes over a batch. `fails`: kill, raise: what it does instead of encoding a black photo; load,
+    disk, start: how it cannot be loaded at all.
+    """
+
+    log: Path
+    seconds: float = 0.0
+    fails: str = ""
+
+    def load(self, device: str) -> FakeEncoder:
+        if self.fails == "load":
+            raise ModelNotFound("the weights are not here")
+        if self.fails == "disk":
+            raise OSError("Input/output error")
+        if self.fails == "start":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return LoggingEncoder(self, device)
+
+
+class LoggingEncoder(FakeEncoder):
+    def __init__(self, source: FakeSource, device: str) -> None:
+        super().__init__(name=source.name)
+        self.source, self.device = source, device
+
+    def encode_pixels(self, pixels: PixelBatch) -> FloatMatrix:
+        if (pixels == 0).all(axis=(1, 2, 3)).any():
+            if self.source.fails == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.source.fails == "raise":
+                raise RuntimeError("the device is gone\nand more of that")
+        with self.source.log.open("a") as log:
+            log.write(f"{os.getpid()} {self.device} {len(pixels)}\n")
+        time.sleep(self.source.seconds)
+        return super().encode_pixels(pixels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlindSource(FakeSource):
+    """Its worker sees no photo, as on a machine where the folder is not mounted."""
+
+    def load(self, device: str) -> FakeEncoder:
+        def read(store: LocalStore, key: str, *, max_bytes: int) -> tuple[StoredPhoto, bytes]:
+            raise ImageError("cannot be read: No such file or directory")
+
+        LocalStore.read = read  # type: ignore[method-assign]
+        return super().load(device)
