@@ -10,7 +10,7 @@ import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import faiss
 import numpy as np
@@ -240,7 +240,16 @@ class Ours(Contender):
         return self.index.search(queries, k=k, among=ids)[1] - 1
 
 
-def write_index_folder(vectors: FloatMatrix, folder: Path) -> None:
+class Rows(Protocol):
+    """What a matrix float32 (n, dim) is, as far as runs of its rows are taken one after the other."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, run: slice, /) -> FloatMatrix: ...
+
+
+def write_index_folder(vectors: Rows, folder: Path) -> None:
     """What indexing n photos leaves when small segments have been merged."""
     paths, (n, dim) = IndexPaths(folder), vectors.shape
     paths.segments.mkdir(parents=True)

@@ -50,29 +50,47 @@ class DataSet:
         return np.concatenate(pieces)
 
 
+@dataclass(frozen=True)
+class Clusters:
+    """Points of clusters around real CLIP vectors; `piece` makes PIECE of them, float32 (PIECE, dim)."""
+
+    centres: FloatMatrix
+
+    @classmethod
+    def from_data(cls, data: Path) -> "Clusters":
+        with np.load(data / "golden" / "golden_vectors.npz", allow_pickle=False) as golden:
+            return cls(normalise(np.concatenate([golden[name].astype(np.float32) for name in CLIP_CENTRES])))
+
+    @property
+    def dim(self) -> int:
+        return self.centres.shape[1]
+
+    @property
+    def about(self) -> str:
+        return f"{len(self.centres):,} real CLIP vectors as centres, plus noise of length {CLIP_NOISE}"
+
+    def piece(self, _: int, rng: np.random.Generator) -> FloatMatrix:
+        return self._near(self.centres[rng.integers(0, len(self.centres), PIECE)], rng)
+
+    def queries(self, count: int) -> dict[str, FloatMatrix]:
+        """`count` of each kind."""
+        rng = np.random.default_rng([1])
+        pairs = self.centres[rng.integers(0, len(self.centres), (count, 2))]
+        return {
+            "held out": self._near(self.centres[rng.integers(0, len(self.centres), count)], rng),
+            "off the clusters": self._near(normalise(pairs.mean(1)), rng),
+            "random directions": normalise(noise(rng, (count, self.dim), 1.0)),
+        }
+
+    def _near(self, places: FloatMatrix, rng: np.random.Generator) -> FloatMatrix:
+        return normalise(places + noise(rng, places.shape, CLIP_NOISE / self.dim**0.5))
+
+
 def clip(n: int, *, count: int, data: Path, cache: Path) -> DataSet:
     """`count` queries of each kind."""
-    with np.load(data / "golden" / "golden_vectors.npz", allow_pickle=False) as golden:
-        centres = normalise(np.concatenate([golden[name].astype(np.float32) for name in CLIP_CENTRES]))
-
-    def near(places: FloatMatrix, rng: np.random.Generator) -> FloatMatrix:
-        return normalise(places + noise(rng, places.shape, CLIP_NOISE / places.shape[1] ** 0.5))
-
-    def piece(_: int, rng: np.random.Generator) -> FloatMatrix:
-        return near(centres[rng.integers(0, len(centres), PIECE)], rng)
-
-    rng = np.random.default_rng([1])
-    pairs = centres[rng.integers(0, len(centres), (count, 2))]
-    return _data_set(
-        "clip",
-        f"{len(centres):,} real CLIP vectors as centres, plus noise of length {CLIP_NOISE}",
-        _cached(cache, f"clip-{len(centres)}", n, centres.shape[1], piece),
-        {
-            "held out": near(centres[rng.integers(0, len(centres), count)], rng),
-            "off the clusters": near(normalise(pairs.mean(1)), rng),
-            "random directions": normalise(noise(rng, (count, centres.shape[1]), 1.0)),
-        },
-    )
+    made = Clusters.from_data(data)
+    vectors = _cached(cache, f"clip-{len(made.centres)}", n, made.dim, made.piece)
+    return _data_set("clip", made.about, vectors, made.queries(count))
 
 
 def mini(n: int, *, count: int, data: Path, cache: Path, load_encoder: Callable[[], Any]) -> DataSet:
