@@ -76,7 +76,7 @@ class LockedIndex:
                 row = connection.execute(query.order_by(runs.c.id.desc()).limit(1)).one_or_none()
         except sa.exc.DBAPIError:
             return ""
-        return f" ({row[0]}, since {row[1]})" if row and not _is_dead(row[0]) else ""
+        return f" ({row[0]}, since {row[1]})" if row and not is_dead(row[0]) else ""
 
     @contextmanager
     def disk_errors(self) -> Iterator[None]:
@@ -109,7 +109,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _is_dead(process: str) -> bool:
+def is_dead(process: str) -> bool:
     """Whether a process, as `begin_run` writes it, was one of this machine that has ended."""
     match = re.fullmatch(r"process (\d+) on (.*)", process)
     if os.name != "posix" or match is None or match[2] != socket.gethostname():

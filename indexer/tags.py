@@ -19,9 +19,9 @@ import sqlalchemy as sa
 
 from indexer.compact import check_tables_are_there
 from indexer.lock import LockedIndex, now
-from indexer.writer import check_same_encoder
+from indexer.writable import check_same_encoder, identity_of
 from searchengine.errors import IndexFormatError, UsageError
-from searchengine.index.layout import RESTORE, IndexIdentity, read_identity
+from searchengine.index.layout import RESTORE, read_identity
 from searchengine.index.reader import Index
 from searchengine.index.schema import labels, migrate, taggings
 from searchengine.index.table import VectorTable
@@ -126,10 +126,7 @@ def _writing(index: str | os.PathLike[str]) -> Iterator[LockedIndex]:
 
 
 def _check_encoder(locked: LockedIndex, encoder: Encoder) -> None:
-    own = IndexIdentity(
-        encoder=encoder.name, fingerprint=encoder.fingerprint, dim=encoder.dim, precision=encoder.precision
-    )
-    check_same_encoder(read_identity(locked.folder), own, folder=locked.folder)
+    check_same_encoder(read_identity(locked.folder), identity_of(encoder), folder=locked.folder)
 
 
 def _continued(connection: sa.Connection, request: TaggingRequest, encoder: Encoder) -> tuple[int, int] | None:

@@ -11,21 +11,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 
-from indexer.leftovers import finish_change
-from indexer.lock import LockedIndex
-from indexer.segments import check_named_segments, delete_orphans, next_id, segment_file, write_segment
-from searchengine.errors import IndexFormatError, ModelMismatch
-from searchengine.index.layout import RESTORE, IndexIdentity, make_folder, read_identity, write_identity
-from searchengine.index.schema import failures, images, migrate, runs, schema_version, segments, vectors
+from indexer.segments import next_id, segment_file, write_segment
+from indexer.writable import WritableIndex, identity_of
+from searchengine.index.layout import IndexIdentity
+from searchengine.index.schema import failures, images, runs, segments, vectors
 from searchengine.metadata import PhotoMetadata
 from searchengine.stores import StoredPhoto
-from searchengine.text import printable
 from searchengine.vectors import Encoder, FloatMatrix, check_unit_rows
 
 # Unlike the size of any file, so that a failure recorded with it is tried again by the next run.
@@ -70,67 +66,22 @@ class Batch:
         return len(self.photos) + len(self.failures) + len(self.removed) + len(self.recovered)
 
 
-class IndexWriter(LockedIndex):
+class IndexWriter(WritableIndex):
     """Open for writing, as a context manager. Makes the index if there is none, deletes what a killed process left.
 
     Raises IndexLocked while another process writes, ModelMismatch where the index belongs to another encoder.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, encoder: Encoder) -> None:
-        super().__init__(folder)
-        self._identity = IndexIdentity(
-            encoder=encoder.name, fingerprint=encoder.fingerprint, dim=encoder.dim, precision=encoder.precision
-        )
+    def __init__(self, folder: str | os.PathLike[str], *, encoder: Encoder | IndexIdentity) -> None:
+        """`encoder` makes the vectors, or made them."""
+        super().__init__(folder, identity=encoder if isinstance(encoder, IndexIdentity) else identity_of(encoder))
         self._batch = Batch()
-
-    def __enter__(self) -> IndexWriter:
-        with self.disk_errors():
-            make_folder(self.folder)
-        super().__enter__()
-        try:
-            with self.disk_errors():
-                self._prepare()
-        except BaseException:
-            self.release()
-            raise
-        return self
-
-    def _prepare(self) -> None:
-        make_folder(self.paths.segments)
-        is_new = not self.paths.identity.exists()
-        if not is_new:
-            finish_change(self.paths)
-            check_same_encoder(read_identity(self.folder), self._identity, folder=self.folder)
-            if not self._has_tables():
-                raise IndexFormatError(
-                    f"the index at {printable(str(self.folder))} has lost its metadata.sqlite; {RESTORE}"
-                )
-        migrate(self.engine, self.paths.database)
-        if not is_new:
-            with self.engine.begin() as connection:
-                check_named_segments(connection, self.paths, dim=self._identity.dim)
-        # The tables come first: a folder with index.json is always a whole index. Tables that never held a vector are
-        # what a process leaves that was killed between the two.
-        if is_new:
-            with self.engine.begin() as connection:
-                was_used = next_id(connection, "vectors") > 1
-            if was_used:
-                raise IndexFormatError(f"the index at {printable(str(self.folder))} has lost its index.json; {RESTORE}")
-            write_identity(self.folder, self._identity)
-        delete_orphans(self.engine, self.paths)
-        self.begin_run()
-
-    def _has_tables(self) -> bool:
-        if not self.paths.database.exists():
-            return False
-        with self.engine.begin() as connection:
-            return schema_version(connection, self.paths.database) > 0
 
     # -- what the next commit will hold ------------------------------------------------------------------------
 
     def add_vectors(self, hashes: Sequence[bytes], embeddings: FloatMatrix) -> None:
         """Queue new vectors: unit rows, float32 (n, dim), one for each content hash that the index lacks."""
-        check_unit_rows(embeddings, dim=self._identity.dim)
+        check_unit_rows(embeddings, dim=self.identity.dim)
         self._batch.hashes.extend(hashes)
         self._batch.vectors.append(embeddings)
 
@@ -174,7 +125,7 @@ class IndexWriter(LockedIndex):
         bounds = np.cumsum([len(matrix) for matrix in batch.vectors])[:-1]
         pieces = zip(np.split(ids, bounds), batch.vectors, strict=True)
         file = segment_file(number)
-        count, sha256 = write_segment(self.paths.segment(file), pieces, dim=self._identity.dim)
+        count, sha256 = write_segment(self.paths.segment(file), pieces, dim=self.identity.dim)
         connection.execute(sa.insert(segments).values(id=number, file=file, count=count, sha256=sha256))
         connection.execute(
             sa.insert(vectors),
@@ -182,27 +133,6 @@ class IndexWriter(LockedIndex):
                 {"id": int(vector_id), "content_hash": content_hash, "segment_id": number}
                 for vector_id, content_hash in zip(ids, batch.hashes, strict=True)
             ],
-        )
-
-
-def check_same_encoder(known: IndexIdentity, wanted: IndexIdentity, *, folder: Path) -> None:
-    """Raises ModelMismatch that names both encoders, IndexFormatError where only the dimension differs."""
-    if (known.fingerprint, known.precision) != (wanted.fingerprint, wanted.precision):
-        if known.encoder != wanted.encoder:
-            remedy = f"use --model {known.encoder}, or "
-        elif known.precision != wanted.precision:
-            remedy = f"use --precision {known.precision}, or "
-        else:
-            remedy = "its weights have changed since: "
-        raise ModelMismatch(
-            f"the index at {printable(str(folder))} was made by encoder {known.encoder} in {known.precision} "
-            f"({known.fingerprint[:12]}), not by {wanted.encoder} in {wanted.precision} ({wanted.fingerprint[:12]}); "
-            f"{remedy}index into another folder with --index, or change the model of this index with: searchengine "
-            f"reencode --model {wanted.encoder}{f' --precision {wanted.precision}' * (wanted.precision != 'fp32')}"
-        )
-    if known.dim != wanted.dim:
-        raise IndexFormatError(
-            f"the index at {printable(str(folder))} says dim {known.dim}, its encoder has {wanted.dim}; {RESTORE}"
         )
 
 
@@ -230,8 +160,8 @@ def record_photos(connection: sa.Connection, batch: Batch) -> None:
             connection.execute(sa.delete(images).where(images.c.store == name["store"], images.c.key == name["key"]))
         # What could just not be read may be readable next time, though its size and time stay: permissions, a network.
         size_bytes = failure.listed.size_bytes if failure.damaged else NO_SIZE
-        facts = {"size_bytes": size_bytes, "mtime_ns": failure.listed.mtime_ns, "reason": failure.reason}
-        connection.execute(sa.insert(failures).values(name | facts))
+        facts = {"size_bytes": size_bytes, "mtime_ns": failure.listed.mtime_ns, "etag": failure.listed.etag}
+        connection.execute(sa.insert(failures).values(name | facts | {"reason": failure.reason}))
 
 
 def _record_named(connection: sa.Connection, photos: Sequence[NewPhoto]) -> None:
@@ -270,6 +200,7 @@ def _row(photo: NewPhoto) -> dict[str, Any]:
         "new_key": listed.key,
         "new_size_bytes": listed.size_bytes,
         "new_mtime_ns": listed.mtime_ns,
+        "new_etag": listed.etag,
         "new_width": metadata.width,
         "new_height": metadata.height,
         "new_taken_at": metadata.taken_at,

@@ -18,7 +18,7 @@ from searchengine import errors
 if TYPE_CHECKING:
     from searchengine.filters import Filters
     from searchengine.hits import Hit
-    from searchengine.index.reader import Index
+    from searchengine.index.protocol import PhotoIndex
     from searchengine.search import Searcher
     from searchengine.vectors import Encoder
 
@@ -28,11 +28,11 @@ __all__ = ["Filters", "Hit", "Searcher", "errors", "load_encoder", "open_index"]
 HOMES = {"Filters": "searchengine.filters", "Hit": "searchengine.hits", "Searcher": "searchengine.search"}
 
 
-def open_index(folder: str | os.PathLike[str]) -> Index:
-    """Open an index for reading. Raises IndexNotFound, IndexFormatError."""
-    from searchengine.index.reader import Index
+def open_index(place: str | os.PathLike[str]) -> PhotoIndex:
+    """Open an index for reading: a folder, or `milvus://HOST:PORT/NAME`. Raises IndexNotFound, IndexFormatError."""
+    from searchengine.index.protocol import open_index
 
-    return Index(folder)
+    return open_index(place)
 
 
 def load_encoder(name: str = "mini", *, device: str = "auto", precision: str = "fp32") -> Encoder:

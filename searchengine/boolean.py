@@ -2,70 +2,33 @@
 
 What AND, OR and NOT make of probabilities, query_logic.py tells.
 
-Which photos are worth it, `NEAREST` of each condition tell first, where there is an `ann/`. Of a photo beyond those it
-is known what it can be at most, so what lies above that is final: Fagin's threshold algorithm (Fagin, Lotem, Naor,
-"Optimal aggregation algorithms for middleware", 2003). If that is too little, every vector is compared.
+Which photos are worth it, the nearest of each condition tell first, where comparing all is slow. Of a photo beyond
+those it is known what it can be at most, so what lies above that is final: Fagin's threshold algorithm (Fagin, Lotem,
+Naor, "Optimal aggregation algorithms for middleware", 2003). If that is too little, every vector is compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
-import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from searchengine.composition import Composition, combined
 from searchengine.filters import Filters
 from searchengine.index import exact
-from searchengine.index.filters import condition_of
-from searchengine.index.reader import Index
-from searchengine.index.snapshot import COMPARED_AT_MOST, DEPTHS
+from searchengine.index.protocol import PhotoIndex
+from searchengine.index.segments import Ids
 from searchengine.index.table import NO_ROWS, Rows
+from searchengine.query_filters import Joined
 from searchengine.query_logic import Probabilities, is_filter, leaves_of, log_odds, normal_form
-from searchengine.query_tree import And, Condition, Not, Or, Query, Vector, shows_pictures
+from searchengine.query_tree import Not, Query, Vector, shows_pictures
 from searchengine.ranking import Ranked
 from searchengine.relevance import Background, Kind
 from searchengine.vectors import FloatMatrix
 
-NEAREST = DEPTHS[-1]
-
 # Probabilities of so many photos are held at a time.
 ROWS_AT_A_TIME = 2**18
-
-
-def narrowed(query: Query, filters: Filters | None) -> tuple[Query | None, Filters | None]:
-    """A query less the filters that all its photos must pass, None where nothing else is left; and all such filters."""
-    parts = query.parts if isinstance(query, And) else (query,)
-    given = filters or Filters()
-    for part in parts:
-        if isinstance(part, Condition) and getattr(given, part.field) is None:
-            given = replace(given, **{part.field: getattr(part.filters, part.field)})
-        elif is_filter(part):
-            given = replace(given, where=_sql(part) if given.where is None else sa.and_(given.where, _sql(part)))
-    others = tuple(part for part in parts if not is_filter(part))
-    rest = And(others) if len(others) > 1 else others[0] if others else None
-    return rest, given if given else None
-
-
-def _sql(query: Query) -> sa.ColumnElement[bool]:
-    """A filter as a condition on `images`."""
-    match query:
-        case Condition():
-            return condition_of(query.filters)
-        case Not(part):
-            return _fails(_sql(part))
-        case And(parts):
-            return sa.and_(*map(_sql, parts))
-        case Or(parts):
-            return sa.or_(*map(_sql, parts))
-    raise AssertionError(query)
-
-
-def _fails(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
-    """A photo whose facts are not known passes no filter, so it passes the opposite."""
-    return sa.func.coalesce(condition, sa.false()) == sa.false()
 
 
 class Combination:
@@ -78,56 +41,58 @@ class Combination:
         self,
         query: Query,
         parts: Composition,
-        index: Index,
+        index: PhotoIndex,
         background: Background,
         *,
         filters: Filters | None = None,
         without: Collection[int] = (),
     ) -> None:
         self._index = index
-        self._snapshot = index.snapshot()
-        self._table = self._snapshot.table
+        self._table = index.snapshot().table
         self._background = background
         self._filters = filters
-        self._among = index.vector_ids(filters) if filters else None
         self._without = np.fromiter(without, np.int64)
         self._tree, self._leaves = normal_form(query)
         self._vectors = {n: parts.vector(leaf) for n, leaf in enumerate(self._leaves) if isinstance(leaf, Vector)}
-        self._conditions = {n: _sql(leaf) for n, leaf in enumerate(self._leaves) if is_filter(leaf)}
+        self._conditions = {n: leaf for n, leaf in enumerate(self._leaves) if is_filter(leaf)}
         self._direction = self._direction_of_score()
 
     def best(self, count: int) -> Ranked:
-        """The `count` best photos, or all there are; the first j are the same for every `count` >= j."""
-        table = self._table
-        rows = np.arange(len(table)) if self._among is None else table.rows_of(self._among)
-        rows = rows[~table.is_dead(rows) & ~np.isin(table.ids[rows], self._without)]
-        if self._snapshot.ann is None or len(rows) <= COMPARED_AT_MOST:
-            return self._ranked(self._worth_it(rows, count))[0][:count]
-        final = self._final(rows)
-        if len(final.photos) >= count:
-            return final[:count]
+        """The `count` best photos, or all there are; the first j are the same for every `count` >= j.
+
+        In an index that is too large to be compared whole, what lies beyond the nearest of each condition is left out.
+        """
+        effort = self._index.effort(self._filters)
+        ranked, are_final = Ranked.none(), 0
+        for depth in effort.depths:
+            ranked, are_final = self._by_nearest(depth)
+            if are_final >= count:
+                return ranked[:count]
+        if not effort.compares_all:
+            return ranked[:count]
+        final = ranked[:are_final]
+        ids = self._index.vector_ids(self._filters) if self._filters else self._table.living_ids
+        rows = self._table.rows_of(ids[~np.isin(ids, self._without)])
         ranked, _ = self._ranked(self._worth_it(rows, count))
         return (final + ranked[~np.isin(ranked.photos, final.photos)])[:count]
 
-    def _final(self, rows: Rows) -> Ranked:
-        """The best photos, as far as the nearest of each condition alone can tell."""
-        is_allowed = np.zeros(len(self._table), np.bool_)
-        is_allowed[rows] = True
-        found = [NO_ROWS]
+    def _by_nearest(self, depth: int) -> tuple[Ranked, int]:
+        """The photos that are among the `depth` nearest of a condition; so many of them nothing else can surpass."""
+        found = [self._without[:0]]
         limits = {number: np.ones(1) for number in self._conditions}
         for number, vector in self._vectors.items():
-            scores, ids = self._snapshot.rank(vector, k=NEAREST, among=self._among)
-            found.append(self._table.rows_of(ids))
+            scores, ids = self._index.nearest_vectors(vector, k=depth, filters=self._filters)
+            found.append(ids)
             limits[number] = self._probabilities(number, scores.min(initial=1, keepdims=True))
         at_most = log_odds(self._tree, lambda leaf: np.zeros(1) if leaf.negated else limits[leaf.number])
         candidates = np.unique(np.concatenate(found))
-        ranked, logits = self._ranked(candidates[is_allowed[candidates]])
-        return ranked[logits > at_most]
+        ranked, logits = self._ranked(self._table.rows_of(candidates[~np.isin(candidates, self._without)]))
+        return ranked, int(np.sum(logits > at_most))
 
     def _worth_it(self, rows: Rows, count: int) -> Rows:
         """Those of `rows` that can be among the `count` best, whatever float32 rounds."""
         passes = {
-            number: [self._is_among(Filters(where=where)) for where in (condition, _fails(condition))]
+            number: [self._index.vector_ids(Joined(query).filters) for query in (condition, Not(condition))]
             for number, condition in self._conditions.items()
         }
         parts = [
@@ -140,17 +105,18 @@ class Combination:
         return found
 
     def _bounds(
-        self, rows: Rows, passes: Mapping[int, Sequence[NDArray[np.bool_]]]
+        self, rows: Rows, passes: Mapping[int, Sequence[Ids]]
     ) -> tuple[Rows, NDArray[np.float64], NDArray[np.float64]]:
         """Those of `rows` that can be found, and what the log-odds of their photos are at least and at most.
 
-        `passes` holds for each filter whether some photos of a row pass, and whether some fail: copies may differ.
+        `passes` holds for each filter the vectors of which some photos pass, and of which some fail: copies may differ.
         """
         scores = self._rough_scores(rows)
         sound = np.isfinite(scores).all(axis=0)  # others are damage, which `verify` tells
         rows, scores = rows[sound], scores[:, sound]
+        ids = self._table.ids_of(rows)
         bounds: dict[int, tuple[Probabilities, ...]] = {
-            number: (np.where(some_fail[rows], 0.0, 1.0), np.where(some_pass[rows], 1.0, 0.0))
+            number: (np.where(np.isin(ids, some_fail), 0.0, 1.0), np.where(np.isin(ids, some_pass), 1.0, 0.0))
             for number, (some_pass, some_fail) in passes.items()
         }
         for number, rough in zip(self._vectors, scores, strict=True):
@@ -159,12 +125,6 @@ class Combination:
         least = log_odds(self._tree, lambda leaf: bounds[leaf.number][leaf.negated])
         most = log_odds(self._tree, lambda leaf: bounds[leaf.number][not leaf.negated])
         return rows, least, most
-
-    def _is_among(self, filters: Filters) -> NDArray[np.bool_]:
-        """For each row of the table, whether it has a photo that passes."""
-        found = np.zeros(len(self._table), np.bool_)
-        found[self._table.rows_of(self._index.vector_ids(filters))] = True
-        return found
 
     def _rough_scores(self, rows: Rows) -> FloatMatrix:
         """Inner products (vectors, rows) of each vector of the query with some of the table, as float32 rounds them."""
@@ -178,14 +138,14 @@ class Combination:
     def _ranked(self, rows: Rows) -> tuple[Ranked, NDArray[np.float64]]:
         """The photos of these vectors that pass, best first, and their log-odds, by exact scores."""
         rows = np.sort(rows)
-        ids = self._table.ids[rows]
+        ids = self._table.ids_of(rows)
         photos, places = self._index.photos_of(ids, filters=self._filters)
         probabilities = {
             number: self._probabilities(number, self._table.exact_scores(vector, rows))[places]
             for number, vector in self._vectors.items()
         }
         for number, condition in self._conditions.items():
-            passing, _ = self._index.photos_of(ids, filters=Filters(where=condition))
+            passing, _ = self._index.photos_of(ids, filters=Joined(condition).filters)
             probabilities[number] = np.isin(photos, passing).astype(np.float64)
         logits = log_odds(self._tree, lambda leaf: probabilities[leaf.number])
         scores = self._table.exact_scores(self._direction, rows)[places]

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from searchengine.index import exact
+from searchengine.index.protocol import PhotoSnapshot, Vectors
 from searchengine.index.segments import Ids
-from searchengine.index.snapshot import Snapshot
-from searchengine.index.table import Rows, VectorTable
+from searchengine.index.table import Rows
 from searchengine.vectors import UNIT_TOLERANCE, FloatMatrix
 
 ROWS_PER_BLOCK = 1024
@@ -46,7 +46,7 @@ class Components:
 
 
 def join_crowds(
-    snapshot: Snapshot, ids: Ids, parts: Components, crowded: Ids, *, certain: float, among: Ids | None
+    snapshot: PhotoSnapshot, ids: Ids, parts: Components, crowded: Ids, *, certain: float, among: Ids | None
 ) -> None:
     """Join with the vectors `crowded` all that have a cosine of `certain` with one of them; both are places in `ids`.
 
@@ -79,7 +79,7 @@ def join_crowds(
             members, k = members[~around], CROWD
 
 
-def _are_near(table: VectorTable, rows: Rows, others: Rows, least: float) -> NDArray[np.bool_]:
+def _are_near(table: Vectors, rows: Rows, others: Rows, least: float) -> NDArray[np.bool_]:
     """Whether each of the vectors in `rows` (n,) has a cosine of `least` with any of those in `others` (m,)."""
     found = np.zeros(len(rows), np.bool_)
     for start in range(0, len(rows), ROWS_PER_BLOCK):

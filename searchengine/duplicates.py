@@ -27,9 +27,8 @@ from searchengine.errors import UsageError
 from searchengine.filters import Filters
 from searchengine.index import exact
 from searchengine.index.photos import ImageRow
-from searchengine.index.reader import Index
+from searchengine.index.protocol import PhotoIndex, PhotoSnapshot
 from searchengine.index.segments import Ids
-from searchengine.index.snapshot import Snapshot
 from searchengine.index.table import NO_ROWS, NO_SCORES
 from searchengine.vectors import FloatMatrix
 
@@ -67,7 +66,7 @@ class DuplicateGroup:
         return min(self.similarities)
 
 
-def exact_duplicates(index: Index, *, filters: Filters | None = None) -> list[DuplicateGroup]:
+def exact_duplicates(index: PhotoIndex, *, filters: Filters | None = None) -> list[DuplicateGroup]:
     """The groups of photos that pass `filters` and are copies to the byte, in the order of their best photos' paths."""
     ids = _vector_ids(index, index.snapshot(), filters)
     copied = ids[_are_copied(index, ids, filters)]
@@ -79,7 +78,7 @@ def exact_duplicates(index: Index, *, filters: Filters | None = None) -> list[Du
 
 
 def near_duplicates(
-    index: Index,
+    index: PhotoIndex,
     *,
     threshold: float | None = None,
     filters: Filters | None = None,
@@ -133,7 +132,7 @@ class _Nearness:
 
 
 def _neighbours(
-    snapshot: Snapshot,
+    snapshot: PhotoSnapshot,
     ids: Ids,
     nearness: _Nearness,
     *,
@@ -162,7 +161,12 @@ def _neighbours(
 
 
 def _taken_apart(
-    index: Index, snapshot: Snapshot, ids: Ids, parts: Components, nearness: _Nearness, filters: Filters | None
+    index: PhotoIndex,
+    snapshot: PhotoSnapshot,
+    ids: Ids,
+    parts: Components,
+    nearness: _Nearness,
+    filters: Filters | None,
 ) -> Iterator[DuplicateGroup]:
     """The groups: each with all photos of its vectors, and no near copy of the best photo left to another."""
     roots = parts.roots(np.arange(len(ids)))
@@ -206,21 +210,20 @@ def _in_order(groups: Iterable[DuplicateGroup]) -> list[DuplicateGroup]:
     return sorted(groups, key=lambda group: (group.photos[0].store, group.photos[0].key))
 
 
-def _vector_ids(index: Index, snapshot: Snapshot, filters: Filters | None) -> Ids:
+def _vector_ids(index: PhotoIndex, snapshot: PhotoSnapshot, filters: Filters | None) -> Ids:
     """The vectors of `snapshot` that have a photo which passes, rising."""
-    table = snapshot.table
-    ids = np.sort(table.ids[table.living_rows])
+    ids = snapshot.table.living_ids
     return ids[np.isin(ids, index.vector_ids(filters))] if filters else ids
 
 
-def _are_copied(index: Index, ids: Ids, filters: Filters | None) -> NDArray[np.bool_]:
+def _are_copied(index: PhotoIndex, ids: Ids, filters: Filters | None) -> NDArray[np.bool_]:
     """Whether each of the vectors (n,) has several photos that pass."""
     _, places = index.photos_of(ids, filters=filters)
     copied: NDArray[np.bool_] = np.bincount(places, minlength=len(ids)) > 1
     return copied
 
 
-def _usual_cosine(index: Index) -> float:
+def _usual_cosine(index: PhotoIndex) -> float:
     """The median between photos of the library, or what is usual for its encoder where these are too few to tell."""
     sample = index.sample_vectors(SAMPLE)
     sample = sample[np.isfinite(sample).all(axis=1)]

@@ -20,7 +20,7 @@ from searchengine.concepts import Mask, bootstrap, label_concepts, measure_cutof
 from searchengine.decode import DEFAULT_LIMITS, DecodeLimits
 from searchengine.errors import ImageError, UsageError
 from searchengine.hits import MATCH
-from searchengine.index.reader import Index
+from searchengine.index.protocol import PhotoIndex
 from searchengine.metrics import (
     Interval,
     Owners,
@@ -116,7 +116,7 @@ def evaluate(
     photos: Sequence[CaptionedPhoto],
     *,
     encoder: Encoder,
-    index: Index | None = None,
+    index: PhotoIndex | None = None,
     limits: DecodeLimits = DEFAULT_LIMITS,
     batch_size: int = 32,
     workers: int | None = None,

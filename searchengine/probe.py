@@ -23,7 +23,7 @@ from searchengine.errors import ModelMismatch, ModelNotFound, UsageError, Weight
 from searchengine.filters import Filters
 from searchengine.index.layout import write_durably
 from searchengine.index.photos import ImageRow
-from searchengine.index.reader import Index
+from searchengine.index.protocol import PhotoIndex
 from searchengine.text import printable
 from searchengine.vectors import FloatMatrix, check_unit_rows
 
@@ -86,7 +86,7 @@ def softmax(logits: NDArray[np.float64]) -> Probabilities:
 
 def classify_index(
     probe: Probe,
-    index: Index,
+    index: PhotoIndex,
     *,
     filters: Filters | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -99,7 +99,7 @@ def classify_index(
     known = index.identity
     probe.check_encoder(name=known.encoder, fingerprint=known.fingerprint, dim=known.dim, whose="the index is of")
     table = index.snapshot().table
-    ids = np.sort(table.ids[table.living_rows])
+    ids = table.living_ids
     if filters:
         ids = ids[np.isin(ids, index.vector_ids(filters))]
     for start in range(0, len(ids), VECTORS_PER_BLOCK):

@@ -9,14 +9,12 @@ import numpy as np
 
 from searchengine.errors import ModelMismatch, QueryError
 from searchengine.filters import Filters
-from searchengine.index.reader import Index
-from searchengine.index.segments import Ids
+from searchengine.index.protocol import PhotoIndex
 from searchengine.index.snapshot import DEPTHS
 from searchengine.pictures import Picture, picture_of
 from searchengine.prompts import query_vectors
 from searchengine.ranking import Ranked
 from searchengine.relevance import Background, Kind
-from searchengine.text import printable
 from searchengine.vectors import Encoder, FloatMatrix, check_unit_rows, normalise
 
 if TYPE_CHECKING:
@@ -47,7 +45,7 @@ class Ranker:
 
     def __init__(
         self,
-        index: Index,
+        index: PhotoIndex,
         encoder: Encoder,
         *,
         text_vectors: TextVectors | None = None,
@@ -55,7 +53,7 @@ class Ranker:
     ) -> None:
         if encoder.fingerprint != index.identity.fingerprint:
             raise ModelMismatch(
-                f"the index at {printable(str(index.folder))} was made by encoder {index.identity.encoder} "
+                f"the index at {index.place} was made by encoder {index.identity.encoder} "
                 f"({index.identity.fingerprint[:12]}), not by {encoder.name} ({encoder.fingerprint[:12]}); "
                 "search it with its own, or index again with this one"
             )
@@ -84,8 +82,9 @@ class Ranker:
         filters: Filters | None = None,
     ) -> Ranked:
         """The `count` best photos, or all there are, as `Searcher.search_query` tells. Raises QueryError."""
-        from searchengine.boolean import Combination, narrowed
+        from searchengine.boolean import Combination
         from searchengine.composition import Composition
+        from searchengine.query_filters import narrowed
         from searchengine.query_tree import Vector, shows_pictures
 
         asked, filters = narrowed(query, filters)
@@ -134,33 +133,11 @@ class Ranker:
     ) -> list[Ranked]:
         """The same for each of the unit vectors (q, dim), as `Searcher.search_vectors` tells. Raises UsageError."""
         queries = check_unit_rows(np.asarray(vectors), dim=self.index.dim)
-        among = self.index.vector_ids(filters) if filters else None
-        excluded = np.fromiter(without, np.int64)
-        found = [
-            (scores[usable], ids[usable])
-            for scores, ids in self._nearest(queries, k=count + len(excluded), among=among)
-            for usable in [~np.isin(ids, excluded)]
+        found = self.index.nearest_photos(queries, count=count, filters=filters, without=without, depths=self._depths)
+        return [
+            Ranked(photos, scores, self._background.relevance(query, scores, kind=kind))
+            for query, (photos, scores) in zip(queries, found, strict=True)
         ]
-        vector_ids = np.unique(np.concatenate([excluded[:0], *(ids for _, ids in found)]))
-        photos, places = self.index.photos_of(vector_ids, filters=filters)
-        starts = np.searchsorted(places, np.arange(len(vector_ids) + 1))
-        ranked = []
-        for query, (scores, ids) in zip(queries, found, strict=True):
-            place = np.searchsorted(vector_ids, ids)
-            counts = starts[place + 1] - starts[place]
-            # The photos of each vector are a run in `photos`: of each run its first place, then one more a photo.
-            ends = np.cumsum(counts)
-            which = np.repeat(starts[place] - (ends - counts), counts) + np.arange(counts.sum())
-            scores = np.repeat(scores, counts)[:count]
-            relevance = self._background.relevance(query, scores, kind=kind)
-            ranked.append(Ranked(photos[which[:count]], scores, relevance))
-        return ranked
-
-    def _nearest(self, queries: FloatMatrix, *, k: int, among: Ids | None) -> list[tuple[FloatMatrix, Ids]]:
-        """For each query the scores and ids of its nearest vectors; the first j are the same for every k >= j."""
-        if self.index.snapshot().ann is None:
-            return list(zip(*self.index.search(queries, k=k, among=among), strict=True))
-        return [self.index.rank(query, k=k, among=among, depths=self._depths) for query in queries]
 
     def combined(self, wanted: Sequence[FloatMatrix], without: Sequence[str]) -> FloatMatrix:
         """The mean of unit vectors (dim,), less what `without` describes, as a unit vector. Raises QueryError."""

@@ -22,6 +22,10 @@ class Ranked:
     scores: FloatMatrix
     probabilities: NDArray[np.floating]
 
+    @classmethod
+    def none(cls) -> Ranked:
+        return cls(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0))
+
     def __len__(self) -> int:
         return len(self.photos)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Hashable
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,12 +25,9 @@ from numpy.typing import NDArray
 
 from searchengine.errors import IndexFormatError
 from searchengine.hits import MATCH as MATCH
-from searchengine.index.commits import Version
 from searchengine.index.kernels import inner_products
 from searchengine.index.layout import REPAIR
-from searchengine.index.reader import Index
-from searchengine.index.segments import Ids
-from searchengine.text import printable
+from searchengine.index.protocol import PhotoIndex
 from searchengine.vectors import FloatMatrix, UsualScores
 
 SAMPLE_SIZE = 4096
@@ -78,11 +76,11 @@ class Library(NamedTuple):
 class Background:
     """The scores that a query gets from photos at large, by a sample of the index that is drawn once a commit."""
 
-    def __init__(self, index: Index, usual: UsualScores) -> None:
+    def __init__(self, index: PhotoIndex, usual: UsualScores) -> None:
         self._index = index
         self._usual = usual
         self._lock = threading.Lock()
-        self._version: Version | None = None
+        self._version: Hashable = None
         self._library = Library(np.empty((0, index.dim), np.float32), 0, USUAL_LIKENESS)
 
     def relevance(self, query: FloatMatrix, scores: FloatMatrix, *, kind: Kind | None = None) -> NDArray[np.float32]:
@@ -99,28 +97,14 @@ class Background:
         snapshot = self._index.snapshot()
         with self._lock:
             if snapshot.version != self._version:
-                table = snapshot.table
-                rows = table.living_rows
-                sample = table.gather(np.sort(rows[lasting_sample(table.ids[rows], SAMPLE_SIZE)]))
+                sample = self._index.sample_vectors(SAMPLE_SIZE)
                 if not np.all(np.isfinite(sample)):
-                    folder = printable(str(self._index.folder))
-                    raise IndexFormatError(f"the index at {folder} holds vectors that are not finite; {REPAIR}")
-                self._library = Library(sample, len(rows), likeness_of(sample))
+                    raise IndexFormatError(
+                        f"the index at {self._index.place} holds vectors that are not finite; {REPAIR}"
+                    )
+                self._library = Library(sample, len(snapshot), likeness_of(sample))
                 self._version = snapshot.version
             return self._library
-
-
-def lasting_sample(ids: Ids, size: int) -> NDArray[np.intp]:
-    """Places of at most `size` of the `ids` (n,), drawn such that a few more ids change the draw only a little.
-
-    Drawn are those with the least hash; it is the multiplicative one of Knuth, with 2^64 divided by the golden ratio.
-    """
-    if len(ids) <= size:
-        return np.arange(len(ids))
-    hashes = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    hashes ^= hashes >> np.uint64(32)
-    hashes *= np.uint64(0x9E3779B97F4A7C15)
-    return np.argpartition(hashes, size)[:size]
 
 
 def likeness_of(sample: FloatMatrix) -> UsualScores:

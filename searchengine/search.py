@@ -11,7 +11,7 @@ import numpy as np
 from searchengine.errors import UsageError
 from searchengine.filters import Filters
 from searchengine.hits import Hit as Hit
-from searchengine.index.reader import Index
+from searchengine.index.protocol import PhotoIndex
 from searchengine.index.table import NO_ROWS
 from searchengine.ranker import Ranker
 from searchengine.ranking import Ranked
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Searcher:
     """Searches one index with the encoder that made it. Raises ModelMismatch for any other encoder."""
 
-    def __init__(self, index: Index, encoder: Encoder) -> None:
+    def __init__(self, index: PhotoIndex, encoder: Encoder) -> None:
         self.index = index
         self.encoder = encoder
         self.ranker = Ranker(index, encoder)

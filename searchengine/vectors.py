@@ -73,6 +73,10 @@ class Encoder(Protocol):
         """Encode uint8 RGB crops of shape (n, image_size, image_size, 3)."""
 
 
+# The squares of smaller numbers lose digits.
+TINY = 1e-140
+
+
 def normalise(vectors: NDArray[np.floating]) -> FloatMatrix:
     """Scale each row of (n, dim) to length 1.
 
@@ -82,6 +86,9 @@ def normalise(vectors: NDArray[np.floating]) -> FloatMatrix:
     lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
     if not np.all(np.isfinite(lengths)) or np.any(lengths == 0):
         raise UsageError("a vector is zero or not finite, so it has no direction; check where it came from")
+    if np.any(lengths < TINY):
+        rows = np.where(lengths < TINY, rows * 2.0**512, rows)
+        lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
     return np.ascontiguousarray(rows / lengths, dtype=np.float32)
 
 

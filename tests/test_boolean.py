@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 import searchengine.boolean
+import searchengine.index.reader
 import searchengine.index.snapshot
 from indexer.compact import compact
 from indexer.pipeline import build
@@ -432,9 +433,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Searcher, 
     shutil.copytree(folder / "flat", folder / "fast")
     encoder = FakeEncoder(dim=DIM)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (searchengine.boolean, searchengine.index.snapshot):
+        for module in (searchengine.index.reader, searchengine.index.snapshot):
             patch.setattr(module, "COMPARED_AT_MOST", 50)
-        patch.setattr(searchengine.boolean, "NEAREST", 100)
+        patch.setattr(searchengine.index.reader, "NEAREST", 100)
         patch.setattr(searchengine.boolean, "ROWS_AT_A_TIME", 1500)
         compact(folder / "fast", kind="scan")
         with open_index(folder / "flat") as flat, open_index(folder / "fast") as fast:

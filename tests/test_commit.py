@@ -55,7 +55,7 @@ import os, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from fakes import FakeEncoder
 import faiss
-import indexer.pipeline, indexer.segments, indexer.writer
+import indexer.pipeline, indexer.segments, indexer.writable, indexer.writer
 import searchengine.index.layout as layout
 import searchengine.index.schema as schema
 
@@ -76,8 +76,8 @@ def fatal(function):
     return wrapped
 
 owner, name = {{
-    "migrate": (indexer.writer, "migrate"),
-    "write_identity": (indexer.writer, "write_identity"),
+    "migrate": (indexer.writable, "migrate"),
+    "write_identity": (indexer.writable, "write_identity"),
     "write_segment": (faiss, "write_index"),
     "publish": (indexer.segments, "publish"),
     "replace": (os, "replace"),

@@ -35,9 +35,10 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def at_module_level(tree: ast.Module) -> Iterator[str]:
-    """What is imported as soon as the module is."""
+    """What is imported as soon as the module is; for the checker of types alone, nothing is."""
     for node in tree.body:
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        is_for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if not is_for_types and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield from imports(node)
 
 
@@ -78,12 +79,43 @@ def loaded_by(code: str) -> set[str]:
     return {module.split(".")[0] for module in json.loads(done.stdout.splitlines()[-1])}
 
 
-HEAVY = {"torch", "faiss", "sqlalchemy", "numpy", "PIL"}
+EXTRAS = {
+    *("adlfs", "aiobotocore", "aiohttp", "asyncssh", "botocore", "fsspec", "s3fs"),
+    *("grpc", "milvus_lite", "pyarrow", "pymilvus", "ray"),
+}
+HEAVY = {"torch", "faiss", "sqlalchemy", "numpy", "PIL"} | EXTRAS
 
 
 @pytest.mark.parametrize("package", ["searchengine", "indexer", "searchengine.cli"])
 def test_importing_a_package_loads_nothing_heavy(package: str) -> None:
     assert not loaded_by(f"import {package}") & HEAVY
+
+
+WITHOUT_EXTRAS = """
+import sys
+from pathlib import Path
+
+for name in {extras!r}:
+    sys.modules[name] = None  # as good as not installed
+sys.path.insert(0, "tests")
+
+import indexer
+import searchengine
+from conftest import painted
+from fakes import FakeEncoder
+
+folder = Path({folder!r})
+painted(1).save(folder / "1.png")
+indexer.build(folder / "new.index", [folder], encoder=FakeEncoder())
+with searchengine.open_index(folder / "new.index") as index:
+    assert len(searchengine.Searcher(index, FakeEncoder()).search("a photo")) == 1
+"""
+
+
+def test_a_folder_is_indexed_and_searched_without_any_extra(tmp_path: Path) -> None:
+    code = WITHOUT_EXTRAS.format(extras=sorted(EXTRAS - {"fsspec"}), folder=str(tmp_path))  # torch brings fsspec
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
@@ -106,7 +138,7 @@ def test_the_public_names_are_these() -> None:
     import searchengine
 
     assert searchengine.__all__ == ["Filters", "Hit", "Searcher", "errors", "load_encoder", "open_index"]
-    assert indexer.__all__ == ["Report", "build"]
+    assert indexer.__all__ == ["Report", "build", "staged"]
     for package in (searchengine, indexer):
         assert all(getattr(package, public) is not None for public in package.__all__)
         with pytest.raises(AttributeError):

@@ -255,7 +255,7 @@ KILLED = """
 import os, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import faiss
-import indexer.filling, indexer.leftovers, indexer.reencode, indexer.takeover, indexer.writer
+import indexer.filling, indexer.leftovers, indexer.reencode, indexer.takeover, indexer.writable, indexer.writer
 import searchengine.index.layout as layout
 from test_model_change import New
 
@@ -274,7 +274,7 @@ def fatal(function, number, where):
     return wrapped
 
 STEPS = {{
-    "write the card": (indexer.writer, "write_identity"),
+    "write the card": (indexer.writable, "write_identity"),
     "write a segment": (faiss, "write_index"),
     "commit": (indexer.writer.IndexWriter, "commit"),
     "merge": (indexer.takeover, "write_full_segments"),

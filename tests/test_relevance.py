@@ -18,12 +18,12 @@ from searchengine.cli.page import render_page
 from searchengine.cli.sheet import AMBER, draw_sheet
 from searchengine.hits import MATCH, Hit
 from searchengine.index.reader import Index
+from searchengine.index.sampling import lasting_sample
 from searchengine.relevance import (
     CONSTANTS,
     USUAL_LIKENESS,
     Background,
     Kind,
-    lasting_sample,
     likeness_of,
     line_of_matches,
     relevance,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import painted
 from fakes import FakeEncoder
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from test_reader import random_rows
@@ -456,6 +456,7 @@ def test_a_search_never_sees_half_of_a_commit(
 
 
 @given(st.lists(st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=3), min_size=1, max_size=5))
+@example([[0.0, 0.0, 1e-162]])
 def test_normalised_rows_pass_the_check(rows: list[list[float]]) -> None:
     matrix = np.array(rows)
     if (np.linalg.norm(matrix, axis=1) == 0).any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import os
 import signal
 import sys
@@ -31,6 +32,9 @@ COMMANDS = {
     "verify": "Check the index, and the photos if you like; repair it.",
     "compact": "Merge segments, and build what makes searches in large libraries fast.",
     "reencode": "Change the model of an index without a gap.",
+    "copy": "Copy an index to another place, or into Milvus and back.",
+    "export": "Write photos with their vectors as files for other programs.",
+    "import": "Take photos with their vectors from such files into an index.",
     "serve": "Search in a browser, and from programs, over HTTP.",
     "mcp": "Let assistants search the library: an MCP server on stdio.",
     "warm": "Keep an index loaded, so that searches answer at once.",
@@ -48,7 +52,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"searchengine.cli.{cmd_name}")
+        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        module = importlib.import_module(f"searchengine.cli.{name}")
         command: click.Command = module.command
         return command
 

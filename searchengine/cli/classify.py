@@ -21,6 +21,7 @@ from searchengine.cli.options import (
 )
 from searchengine.cli.output import notice, progress_bar, silent_decoders, styled
 from searchengine.cli.results import FOUND, NOTHING_FOUND
+from searchengine.cli.writing import writable
 from searchengine.errors import ImageError, ModelMismatch, UsageError
 from searchengine.text import printable
 
@@ -165,12 +166,10 @@ def _of_index(choice: Choice, settings: Settings, filters: Filters) -> Generator
     with open_for_reading(settings) as index:
         encoder = encoder_for(settings)
         if encoder.fingerprint != index.identity.fingerprint:
-            raise ModelMismatch(
-                f"the index at {printable(str(index.folder))} was made by encoder {printable(index.identity.encoder)}, "
-                f"not by {printable(encoder.name)}; leave out --model"
-            )
+            by = f"by encoder {printable(index.identity.encoder)}, not by {printable(encoder.name)}"
+            raise ModelMismatch(f"the index at {index.place} was made {by}; leave out --model")
         table = index.snapshot().table
-        rows = table.rows_of(index.vector_ids(filters)) if filters else table.living_rows
+        rows = table.rows_of(index.vector_ids(filters) if filters else table.living_ids)
         blocks = zeroshot.classify_stored(
             table,
             rows,
@@ -222,10 +221,11 @@ def _write_tags(choice: Choice, settings: Settings, *, as_json: bool) -> int:
     request = TaggingRequest(
         labels=choice.names, templates=choice.templates, top=choice.top, min_probability=choice.min_probability
     )
-    with progress_bar("vectors") as advance:
-        done = write_tags(settings.index_folder, request, encoder=encoder_for(settings), on_progress=advance)
-    with open_for_reading(settings) as index:
-        counts = {label: photos for label, photos in index.tags() if label in set(choice.names)}
+    with writable(settings) as written:
+        with progress_bar("vectors") as advance:
+            done = write_tags(written.index_folder, request, encoder=encoder_for(written), on_progress=advance)
+        with open_for_reading(written) as index:
+            counts = {label: photos for label, photos in index.tags() if label in set(choice.names)}
     if as_json:
         click.echo(json.dumps({"classified": done.classified, "labels": counts}))
         return FOUND
@@ -258,17 +258,17 @@ def _prompts(template: tuple[str, ...], templates: str | None) -> list[str]:
 
 
 def _sources(images: Sequence[str]) -> list[tuple[str, ImageStore | None]]:
-    """Each argument, with the store that lists it if it is a folder. Raises StoreUnusable."""
-    from searchengine.stores import open_store
+    """Each argument, with the store that lists it if it is one. Raises StoreUnusable."""
+    from searchengine.stores import is_store, open_store
 
     paths = [os.path.expanduser(image) for image in images]
-    return [(path, open_store(path) if os.path.isdir(path) else None) for path in paths]
+    return [(path, open_store(path) if is_store(path) else None) for path in paths]
 
 
 def _paths(sources: list[tuple[str, ImageStore | None]]) -> Iterator[str]:
     """Files as they were given; what is below a folder by the rules of `index`, and under the name of that folder."""
     from searchengine.formats import is_photo
-    from searchengine.stores import StoredPhoto, Unlistable
+    from searchengine.stores import LOCAL, StoredPhoto, Unlistable
 
     for given, store in sources:
         if store is None:
@@ -280,7 +280,8 @@ def _paths(sources: list[tuple[str, ImageStore | None]]) -> Iterator[str]:
             elif isinstance(item, StoredPhoto):
                 with suppress(ImageError):  # what cannot be read, and has no extension, is not known to be a photo
                     if is_photo(store, item.key):
-                        yield os.path.join(given, item.key.removeprefix(store.prefix))
+                        is_local = store.name == LOCAL
+                        yield os.path.join(given, item.key.removeprefix(store.prefix)) if is_local else item.key
 
 
 def _json_of(photo: Classified, best: list[tuple[str, float]]) -> str:

@@ -7,6 +7,8 @@ import click
 
 from searchengine.cli.options import index_option, json_option, open_for_reading, parse_size, settings_from
 from searchengine.cli.output import notice, progress_bar
+from searchengine.cli.writing import writable
+from searchengine.milvus.connection import is_milvus
 
 
 @click.command("compact", epilog="Example:  searchengine compact --memory 2G")
@@ -35,13 +37,19 @@ def command(index: str | None, as_json: bool, memory: str | None, **choices: Any
     search reads few (ivf). They say where to look; scores are exact all the same, and `searchengine status` shows the
     recall that was measured. Newer photos are found at once, and become part of it the next time. Searches go on while
     this runs, and find what they found before. Worth it after many runs of `searchengine index`, or large ones.
+
+    Milvus builds its own index and compacts by itself; for an index there, its staging index is tidied up.
     """
     from indexer.compact import compact
 
     settings = settings_from(index=index)
     memory_bytes = parse_size(memory, "--memory", units="KMGT")
-    with progress_bar("vectors") as advance:
-        done = compact(settings.index_folder, memory_bytes=memory_bytes, on_progress=advance, **choices)
+    if is_milvus(settings.index):
+        if choices["kind"] not in ("auto", "flat") or memory_bytes is not None:
+            raise click.UsageError("--kind and --memory are for an index in a folder; Milvus searches in its own way")
+        choices["kind"] = "flat"
+    with writable(settings) as staged, progress_bar("vectors") as advance:
+        done = compact(staged.index_folder, memory_bytes=memory_bytes, on_progress=advance, **choices)
     if as_json:
         from searchengine.index.status import status_of
 

@@ -19,7 +19,7 @@ def command(as_json: bool) -> None:
 
     settings = settings_from()
     values: dict[str, object] = {name: getattr(settings, name) for name in NAMES}
-    values |= {"index": str(settings.index_folder), "models": str(settings.models_folder)}
+    values |= {"index": settings.index_place, "models": str(settings.models_folder)}
     if as_json:
         click.echo(json.dumps({name: {"value": values[name], "origin": settings.origins[name]} for name in NAMES}))
         return

@@ -55,14 +55,14 @@ def command(
     from searchengine.captions import read_captions
     from searchengine.errors import IndexNotFound
     from searchengine.evaluate import evaluate
-    from searchengine.index.reader import Index
+    from searchengine.index.protocol import PhotoIndex, open_index
 
     settings = settings_from(index=index, model=model, precision=precision, device=device)
     page = None if report is None else writable(report, ".html", ".htm")
     photos = read_captions(captions, images=images)
     encoder = encoder_for(settings)
     try:
-        opened: Index | None = Index(settings.index_folder)
+        opened: PhotoIndex | None = open_index(settings.index_place)
     except IndexNotFound:
         opened = None
     if opened is not None and opened.identity.fingerprint != encoder.fingerprint:

@@ -16,7 +16,7 @@ from searchengine.filters import ORIENTATIONS, Filters, Orientation
 if TYPE_CHECKING:
     from searchengine.decode import DecodeLimits
     from searchengine.index.layout import IndexIdentity
-    from searchengine.index.reader import Index
+    from searchengine.index.protocol import PhotoIndex
     from searchengine.models.published import PublishedFile
     from searchengine.settings import Settings
     from searchengine.vectors import Encoder
@@ -28,7 +28,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON: 
 index_option = click.option(
     "--index",
     "index",
-    help="Folder of the index [default: SEARCHENGINE_INDEX, or your data folder].",
+    help="Folder of the index, or milvus://HOST:PORT/NAME [default: SEARCHENGINE_INDEX, or your data folder].",
 )
 model_option = click.option(
     "--model", help="Encoder: auto, a name from `searchengine models`, a CLIP checkpoint, or a file made by `train`."
@@ -44,7 +44,11 @@ def filter_options(command: Command) -> Command:
 
     @click.option("--after", metavar="DATE", help="Taken on DATE (2024, 2024-05, 2024-05-31) or later.")
     @click.option("--before", metavar="DATE", help="Taken before DATE.")
-    @click.option("--under", metavar="FOLDER", help="Only photos below FOLDER.")
+    @click.option(
+        "--under",
+        metavar="PLACE",
+        help="Only photos below PLACE: a folder, an archive, a folder in one (ARCHIVE!/folder), or a URL.",
+    )
     @click.option("--camera", metavar="NAME", help="Only photos by a camera whose name contains NAME.")
     @click.option("--near", metavar="LAT,LON,KM", help="Only photos taken at most KM kilometres from a place.")
     @click.option("--min-side", type=click.IntRange(min=1), metavar="PX", help="Shorter side of at least PX pixels.")
@@ -119,13 +123,13 @@ def limits_from(settings: Settings) -> DecodeLimits:
     return DecodeLimits.of(settings)
 
 
-def open_for_reading(settings: Settings) -> Index:
-    from searchengine.index.reader import Index
+def open_for_reading(settings: Settings) -> PhotoIndex:
+    from searchengine.index.protocol import open_index
 
-    return Index(settings.index_folder)
+    return open_index(settings.index_place)
 
 
-def encoder_of(index: Index, settings: Settings) -> Encoder:
+def encoder_of(index: PhotoIndex, settings: Settings) -> Encoder:
     """The encoder that made `index`. Raises ModelNotFound, ModelMismatch with a remedy."""
     from searchengine.models.registry import load_encoder
 
@@ -224,10 +228,14 @@ def _precision(name: str, settings: Settings) -> str:
 
 
 def identity_of(settings: Settings) -> IndexIdentity | None:
-    """The identity card of the index, if there is one. Raises IndexFormatError."""
+    """The identity card of the index, if there is one. Raises IndexFormatError, IndexUnusable."""
     from searchengine.index.layout import read_identity
+    from searchengine.milvus.connection import is_milvus
 
     try:
+        if is_milvus(settings.index):
+            with open_for_reading(settings) as index:
+                return index.identity
         return read_identity(settings.index_folder)
     except IndexNotFound:
         return None

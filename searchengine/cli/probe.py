@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from searchengine.filters import Filters
-    from searchengine.index.reader import Index
+    from searchengine.index.protocol import PhotoIndex
     from searchengine.probe import Probabilities, Probe
     from searchengine.settings import Settings
     from searchengine.vectors import Encoder
@@ -212,7 +212,7 @@ def _of_files(probe: Probe, paths: list[str], settings: Settings) -> Results:
                 yield path, probe.probabilities(outcome.vector[None])[0]
 
 
-def _index_of(settings: Settings, encoder: Encoder) -> Index | None:
+def _index_of(settings: Settings, encoder: Encoder) -> PhotoIndex | None:
     """The index, where there is one and it has this encoder's vectors."""
     try:
         index = open_for_reading(settings)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from searchengine.errors import ModelMismatch, UsageError
 from searchengine.filters import Filters
+from searchengine.pictures import absolute
 from searchengine.pictures import names_a_picture as names_a_picture
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ SIGNS = {"+", "-"}
 class SearchRequest:
     """Photos that `texts` describe and that look like `pictures`, less what `unwanted` describes.
 
-    A picture is an absolute path, or the id of an indexed photo. Paths may hold bytes that are not UTF-8 (PEP 383).
-    An `expression` (docs/query.md) takes the place of `texts`; its paths are absolute, too.
+    A picture is an absolute path, a URL, or the id of an indexed photo. Paths may hold bytes that are not UTF-8
+    (PEP 383). An `expression` (docs/query.md) takes the place of `texts`; its paths are absolute, too.
     """
 
     expression: str | None = None
@@ -69,9 +69,12 @@ class SearchRequest:
 
 
 def find(request: SearchRequest, settings: Settings) -> list[Hit]:
-    """The answer, by a warm process if there is one, else here."""
+    """The answer, by a warm process if there is one, else here; Milvus keeps itself warm."""
+    from searchengine.milvus.connection import is_milvus
     from searchengine.warm.client import ask, start_for_the_next
 
+    if is_milvus(settings.index):
+        return _find_here(request, settings)
     hits = ask(request.as_dict(), settings, files=request.files())
     if hits is None:
         hits = _find_here(request, settings)
@@ -132,5 +135,5 @@ def asked_by(query: str) -> SearchRequest:
 
 
 def picture(name: str) -> str:
-    """The absolute path of a picture named on the command line."""
-    return os.path.abspath(os.path.expanduser(name))
+    """What a picture named on the command line is called wherever the question travels."""
+    return absolute(name)

@@ -17,6 +17,8 @@ from searchengine.cli.options import (
     settings_from,
 )
 from searchengine.cli.output import notice, pace, progress_bar
+from searchengine.cli.writing import writable
+from searchengine.settings import Settings
 from searchengine.text import printable
 
 PROBLEMS_FOUND = 1
@@ -57,16 +59,21 @@ def command(
 
     Until it is over, the new vectors take disk twice beside the old ones: 2 KB a photo each at 512 dimensions.
     """
-    settings = settings_from(
+    given = settings_from(
         index=index, model=model, precision=precision, workers=workers, batch_size=batch_size, device=device
     )
-    if cancel:
-        if model:
-            raise click.UsageError("--cancel drops what was begun, --model goes on with it; give one of them")
-        _cancel(settings.index_folder, as_json=as_json)
-        return 0
-    if not model or model == "auto":
+    if cancel and model:
+        raise click.UsageError("--cancel drops what was begun, --model goes on with it; give one of them")
+    if not cancel and (not model or model == "auto"):
         raise click.UsageError("give --model, the encoder that the index is to be of; `searchengine models` lists them")
+    with writable(given) as settings:
+        if cancel:
+            _cancel(settings.index_folder, as_json=as_json)
+            return 0
+        return _change(settings, drop_unreadable=drop_unreadable, as_json=as_json)
+
+
+def _change(settings: Settings, *, drop_unreadable: bool, as_json: bool) -> int:
     from indexer.reencode import reencode
     from searchengine.index.layout import read_identity
 

@@ -81,7 +81,7 @@ def _serve(settings: Settings, access: Access, listener: socket.socket, *, as_js
             if as_json:
                 click.echo(json.dumps({"url": url, "pid": os.getpid()}))
             else:
-                notice(f"serving {printable(str(settings.index_folder))} at {url}; Ctrl-C ends this")
+                notice(f"serving {printable(settings.index_place)} at {url}; Ctrl-C ends this")
 
         @contextmanager
         def capture_signals(self) -> Iterator[None]:

@@ -26,18 +26,19 @@ def command(index: str | None, failures: bool, as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps(status_of(opened)))
         else:
-            _print_status(status_of(opened), folder=printable(str(opened.folder)))
+            _print_status(status_of(opened), place=opened.place)
 
 
-def _print_status(status: dict[str, Any], *, folder: str) -> None:
+def _print_status(status: dict[str, Any], *, place: str) -> None:
     rows = {
-        "index": folder,
+        "index": place,
         "images": f"{status['images']:,}",
-        "vectors": f"{status['vectors']:,} of dimension {status['dim']}, in {status['segments']:,} segments",
+        "vectors": f"{status['vectors']:,} of dimension {status['dim']}"
+        + (f", in {status['segments']:,} segments" if status["segments"] else ""),
         "failures": f"{status['failures']:,}" + (" (status --failures lists them)" if status["failures"] else ""),
         "model": f"{printable(status['model'])} ({status['fingerprint'][:12]})",
         "search": _describe_search(status),
-        "size": f"{status['size_bytes'] / 2**20:,.1f} MiB",
+        "size": "as Milvus knows" if status["size_bytes"] is None else f"{status['size_bytes'] / 2**20:,.1f} MiB",
         "last run": _describe_run(status["last_run"]) if status["last_run"] else "none yet",
     }
     if change := status["model_change"]:
@@ -50,6 +51,8 @@ def _print_status(status: dict[str, Any], *, folder: str) -> None:
 
 
 def _describe_search(status: dict[str, Any]) -> str:
+    if status["index_kind"] == "milvus":
+        return "by Milvus; scores are exact"
     if status["index_kind"] == "flat":
         return "flat: every vector is compared, so it is exact"
     described = f"{status['index_kind']}: recall@10 {status['recall_at_10']:.3f} against exact search; scores are exact"

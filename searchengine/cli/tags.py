@@ -6,6 +6,7 @@ import click
 
 from searchengine.cli.options import index_option, json_option, open_for_reading, settings_from
 from searchengine.cli.results import FOUND, NOTHING_FOUND
+from searchengine.cli.writing import writable
 from searchengine.text import printable
 
 
@@ -23,7 +24,8 @@ def command(remove: str | None, index: str | None, as_json: bool) -> int:
         from indexer.tags import remove_tags
         from searchengine.zeroshot import split_labels
 
-        removed = remove_tags(settings.index_folder, split_labels(remove))
+        with writable(settings) as written:
+            removed = remove_tags(written.index_folder, split_labels(remove))
         click.echo(json.dumps({"removed": removed}) if as_json else f"forgot {removed:,} labels")
         return FOUND if removed else NOTHING_FOUND
     with open_for_reading(settings) as opened:

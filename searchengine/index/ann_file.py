@@ -11,6 +11,7 @@ import numpy as np
 
 from searchengine.errors import IndexFormatError
 from searchengine.index.ann import Ann, AnnParameters
+from searchengine.index.layout import IndexPaths
 from searchengine.text import printable
 from searchengine.vectors import FloatMatrix
 
@@ -23,6 +24,25 @@ def chained(codes: Any, *, rotation: FloatMatrix) -> Any:
     faiss.copy_array_to_vector(np.ascontiguousarray(rotation, np.float32).ravel(), transform.A)
     transform.is_trained = True
     return faiss.IndexPreTransform(transform, codes)
+
+
+def newest_ann(row: Any, *, paths: IndexPaths, dim: int, known: Ann | None) -> Ann | None:
+    """What the newest `row` of the table `ann` names; `known`, where that is it. Raises IndexFormatError."""
+    if row is None:
+        return None
+    if not isinstance(row.file, str):
+        shown = printable(str(paths.folder))
+        raise IndexFormatError(f"the table ann of the index at {shown} is damaged; {REBUILD}")
+    if known is not None and (known.sha256, known.recorded) == (row.sha256, row.parameters):
+        return known
+    return load_ann(
+        paths.ann(row.file),
+        sha256=row.sha256,
+        parameters=row.parameters,
+        covariance=row.covariance,
+        spread=row.spread,
+        dim=dim,
+    )
 
 
 def load_ann(path: Path, *, sha256: str, parameters: str, covariance: bytes, spread: bytes, dim: int) -> Ann:

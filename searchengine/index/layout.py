@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from searchengine.errors import IndexFormatError, IndexNotFound, IndexTooNew, IndexUnusable
+from searchengine.errors import IndexFormatError, IndexNotFound, IndexTooNew, IndexUnusable, UsageError
+from searchengine.milvus.connection import is_milvus
 from searchengine.text import printable
 
 FORMAT_VERSION = 1
@@ -96,7 +97,11 @@ class IndexPaths:
 
 
 def index_folder(folder: str | os.PathLike[str]) -> Path:
-    """The absolute path of an index. Raises IndexUnusable for a name that FAISS could not open."""
+    """The absolute path of an index. Raises IndexUnusable for a name that FAISS cannot open, UsageError for Milvus."""
+    if is_milvus(folder):
+        raise UsageError(
+            f"{printable(os.fspath(folder))} is in Milvus; write it in a folder, by indexer.staged, which publishes it"
+        )
     path = Path(os.path.abspath(os.path.expanduser(folder)))
     try:
         str(path).encode("utf-8")

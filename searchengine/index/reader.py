@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -18,11 +18,13 @@ import sqlalchemy as sa
 from searchengine.errors import IndexFormatError, UsageError
 from searchengine.filters import Filters
 from searchengine.index import photos
-from searchengine.index.ann import Ann
-from searchengine.index.ann_file import REBUILD, load_ann
+from searchengine.index.ann_file import newest_ann
 from searchengine.index.commits import Commits, Version, check_identity
 from searchengine.index.layout import RESTORE, IndexIdentity, IndexPaths, index_folder, read_identity
+from searchengine.index.nearest import nearest_photos
 from searchengine.index.photos import ImageRow, RememberedIds
+from searchengine.index.protocol import Effort
+from searchengine.index.sampling import lasting_sample
 from searchengine.index.schema import (
     ANN_ROW,
     ANN_VERSION,
@@ -39,7 +41,7 @@ from searchengine.index.schema import (
     vectors,
 )
 from searchengine.index.segments import Ids, load_segment
-from searchengine.index.snapshot import DEPTHS, Snapshot
+from searchengine.index.snapshot import COMPARED_AT_MOST, DEPTHS, NEAREST, Snapshot
 from searchengine.index.table import VectorTable
 from searchengine.text import printable
 from searchengine.vectors import FloatMatrix, check_unit_rows
@@ -50,12 +52,11 @@ class Index:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = index_folder(folder)
+        self.place = printable(str(self.folder))
         self.identity: IndexIdentity = read_identity(self.folder)
         self._paths = IndexPaths(self.folder)
         if not self._paths.database.is_file():
-            raise IndexFormatError(
-                f"the index at {printable(str(self.folder))} has lost its metadata.sqlite; {RESTORE}"
-            )
+            raise IndexFormatError(f"the index at {self.place} has lost its metadata.sqlite; {RESTORE}")
         self._engine = connect_for_reading(self._paths.database)
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
@@ -114,6 +115,25 @@ class Index:
     ) -> tuple[FloatMatrix, Ids]:
         """The same for one query (dim,), for those who turn pages: the first j hits are the same for every k >= j."""
         return self.snapshot().rank(self._checked(query[None], k=k)[0], k=k, among=among, depths=depths)
+
+    def nearest_photos(
+        self,
+        queries: FloatMatrix,
+        *,
+        count: int,
+        filters: Filters | None = None,
+        without: Collection[int] = (),
+        depths: Sequence[int] = DEPTHS,
+    ) -> list[tuple[Ids, FloatMatrix]]:
+        return nearest_photos(self, queries, count=count, filters=filters, without=without, depths=depths)
+
+    def nearest_vectors(self, query: FloatMatrix, *, k: int, filters: Filters | None = None) -> tuple[FloatMatrix, Ids]:
+        return self.snapshot().rank(query, k=k, among=self.vector_ids(filters) if filters else None)
+
+    def effort(self, filters: Filters | None) -> Effort:
+        snapshot = self.snapshot()
+        is_exact = snapshot.ann is None or len(self.vector_ids(filters) if filters else snapshot) <= COMPARED_AT_MOST
+        return Effort(() if is_exact else (NEAREST,), compares_all=True)
 
     def _checked(self, queries: FloatMatrix, *, k: int) -> FloatMatrix:
         if not isinstance(k, int | np.integer) or k < 1:
@@ -181,20 +201,19 @@ class Index:
         found: FloatMatrix = table.gather(rows)[0]
         return found
 
-    def sample_vectors(self, size: int, *, seed: int = 0) -> FloatMatrix:
-        """At most `size` living vectors, float32 (n, dim): the same ones for the same state of the index."""
+    def sample_vectors(self, size: int) -> FloatMatrix:
+        """At most `size` living vectors, float32 (n, dim): in the next state nearly the same ones (sampling.py)."""
         table = self.snapshot().table
         rows = table.living_rows
-        if len(rows) > size:
-            rows = np.sort(np.random.default_rng(seed).choice(rows, size, replace=False))
-        return table.gather(rows)
+        return table.gather(np.sort(rows[lasting_sample(table.ids[rows], size)]))
 
     def count_images(self, filters: Filters | None = None) -> int:
         with self._reading() as connection:
             return photos.count(connection, filters)
 
     def count_failures(self) -> int:
-        return self._scalar(sa.select(sa.func.count()).select_from(failures))
+        with self._reading() as connection:
+            return int(connection.execute(sa.select(sa.func.count()).select_from(failures)).scalar_one())
 
     def failed_photos(self) -> Iterator[tuple[str, str, str]]:
         """(store, key, reason) of each photo that could not be used, by key."""
@@ -227,10 +246,6 @@ class Index:
                 total += file.stat().st_size if file.is_file() else 0
         return total
 
-    def _scalar(self, query: sa.Executable) -> int:
-        with self._reading() as connection:
-            return int(connection.execute(query).scalar_one())
-
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
         """A connection that sees one committed state, however many statements it runs. Raises IndexFormatError."""
@@ -246,7 +261,7 @@ class Index:
         except (sa.exc.DBAPIError, sqlite3.Error) as error:
             reason = error.orig if isinstance(error, sa.exc.DBAPIError) else error
             raise IndexFormatError(
-                f"the tables of the index at {printable(str(self.folder))} cannot be read ({reason}); "
+                f"the tables of the index at {self.place} cannot be read ({reason}); "
                 "check the disk and permissions, run `searchengine verify --repair`, or restore it and index again"
             ) from None
 
@@ -272,7 +287,8 @@ class Index:
         table = VectorTable(loaded, dim=self.dim)
         if used is not None:
             table.bury(used)
-        return Snapshot(version=version, table=table, ann=self._load_ann(built, before))
+        known_ann = before.ann if before else None
+        return Snapshot(version, table, newest_ann(built, paths=self._paths, dim=self.dim, known=known_ann))
 
     def _vectors_of_photos(self, connection: sa.Connection, *, vectors_in_segments: int) -> Ids | None:
         """The vectors that have a photo; None where all have one, as a rule, which an index over the photos tells."""
@@ -280,20 +296,3 @@ class Index:
         if connection.execute(used).scalar_one() == vectors_in_segments:
             return None
         return photos.vectors_in_use(connection)
-
-    def _load_ann(self, row: Any, before: Snapshot | None) -> Ann | None:
-        if row is None:
-            return None
-        if not isinstance(row.file, str):
-            raise IndexFormatError(f"the table ann of the index at {printable(str(self.folder))} is damaged; {REBUILD}")
-        known = before.ann if before else None
-        if known is not None and (known.sha256, known.recorded) == (row.sha256, row.parameters):
-            return known
-        return load_ann(
-            self._paths.ann(row.file),
-            sha256=row.sha256,
-            parameters=row.parameters,
-            covariance=row.covariance,
-            spread=row.spread,
-            dim=self.dim,
-        )

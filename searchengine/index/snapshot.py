@@ -31,6 +31,9 @@ DEAD_SHARE = 0.01
 # two pages. So ranks up to each depth always come from a search of that depth, those beyond the last from an exact one.
 DEPTHS = (10, 100, 1000)
 
+# So many vectors nearest to each condition of a query are looked at, before all are.
+NEAREST = DEPTHS[-1]
+
 
 @dataclass(frozen=True)
 class Snapshot:

@@ -11,6 +11,7 @@ from typing import Any
 
 from searchengine.index.layout import IndexPaths
 from searchengine.index.model_change import model_change
+from searchengine.index.protocol import PhotoIndex
 from searchengine.index.reader import Index
 from searchengine.index.schema import open_read_only
 
@@ -22,35 +23,51 @@ except ImportError:  # Windows
 COUNTERS = ("scanned", "added", "updated", "moved", "deleted", "unchanged", "failed", "images_per_second")
 
 
-def status_of(index: Index) -> dict[str, Any]:
+def status_of(index: PhotoIndex) -> dict[str, Any]:
     """What `status --json` and `compact --json` print."""
-    snapshot = index.snapshot()
-    change = model_change(index.folder)
-    ann = snapshot.ann.parameters if snapshot.ann else None
     return {
         "images": index.count_images(),
-        "vectors": len(snapshot),
-        "segments": len(snapshot.segments),
+        "vectors": len(index.snapshot()),
+        "segments": 0,
         "failures": index.count_failures(),
         "model": index.identity.encoder,
         "fingerprint": index.identity.fingerprint,
         "dim": index.dim,
         "precision": index.identity.precision,
-        "index_kind": ann.kind if ann else "flat",
-        "recall_at_10": ann.recall_at_10 if ann else 1.0,
+        "index_kind": "milvus",
+        "recall_at_10": None,
         "size_bytes": index.size_bytes(),
         "last_run": index.last_run(),
+        "vectors_not_in_ann": 0,
+        "resident_bytes_per_vector": None,
+        "model_change": None,
+        **(_of_folder(index) if isinstance(index, Index) else {}),
+    }
+
+
+def _of_folder(index: Index) -> dict[str, Any]:
+    """What Milvus keeps to itself: how the vectors lie, and how they are searched."""
+    snapshot = index.snapshot()
+    change = model_change(index.folder)
+    ann = snapshot.ann.parameters if snapshot.ann else None
+    return {
+        "segments": len(snapshot.segments),
+        "index_kind": ann.kind if ann else "flat",
+        "recall_at_10": ann.recall_at_10 if ann else 1.0,
         "vectors_not_in_ann": len(snapshot.fresh) if ann else 0,
         "resident_bytes_per_vector": snapshot.resident_bytes_per_vector,
         "model_change": change and asdict(change),
     }
 
 
-def run_under_way(index: Index) -> dict[str, Any] | None:
+def run_under_way(index: PhotoIndex) -> dict[str, Any] | None:
     """The run that writes the index at this moment: when it started, and its counters up to its last commit.
 
-    None where nobody writes. A run that has committed nothing yet, as each is at first, has no counters.
+    None where nobody writes. A run that has committed nothing yet, as each is at first, has no counters. Of an index in
+    Milvus only the machine knows that writes it.
     """
+    if not isinstance(index, Index):
+        return None
     paths = IndexPaths(index.folder)
     try:
         with closing(open_read_only(paths.database)) as connection:

@@ -19,6 +19,15 @@ NO_SCORES: FloatMatrix = np.empty(0, np.float32)
 ROWS_PER_EXACT_SCORE = 2048
 
 
+def exact_inner_products(vectors: FloatMatrix, query: FloatMatrix) -> FloatMatrix:
+    """Scores (n,) of `vectors` (n, dim) for `query` (dim,), computed in float64 and rounded once to float32."""
+    # Row by row, which a product of matrices is not: there a row's rounding depends on its neighbours.
+    products: FloatMatrix = np.einsum("nd,d->n", vectors.astype(np.float64), query.astype(np.float64)).astype(
+        np.float32
+    )
+    return products
+
+
 class VectorTable:
     """The vectors of several segments, one after the other: row r is the vector with id `ids[r]`.
 
@@ -48,6 +57,14 @@ class VectorTable:
     @property
     def living_rows(self) -> Rows:
         return np.delete(np.arange(len(self.ids)), self.dead_rows)
+
+    @property
+    def living_ids(self) -> Ids:
+        """The ids of the vectors that have a photo, rising."""
+        return np.sort(self.ids[self.living_rows])
+
+    def ids_of(self, rows: Rows) -> Ids:
+        return self.ids[rows]
 
     @cached_property
     def _order(self) -> Rows:
@@ -100,12 +117,10 @@ class VectorTable:
 
     def exact_scores(self, query: FloatMatrix, rows: Rows) -> FloatMatrix:
         """The same computed in float64 and rounded once: a vector's score does not depend on how it was found."""
-        wide = query.astype(np.float64)
         scores = np.empty(len(rows), np.float32)
         for start in range(0, len(rows), ROWS_PER_EXACT_SCORE):
-            some = self.gather(rows[start : start + ROWS_PER_EXACT_SCORE]).astype(np.float64)
-            # Row by row, which a product of matrices is not: there a row's rounding depends on its neighbours.
-            scores[start : start + len(some)] = np.einsum("nd,d->n", some, wide)
+            some = self.gather(rows[start : start + ROWS_PER_EXACT_SCORE])
+            scores[start : start + len(some)] = exact_inner_products(some, query)
         return scores
 
     def _by_segment(self, rows: Rows) -> Iterator[tuple[Segment, slice | Rows, Rows]]:
