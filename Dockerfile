@@ -28,7 +28,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY config config
 COPY indexer indexer
 COPY searchengine searchengine
-RUN /opt/searchengine/bin/pip install --no-cache-dir --constraint constraints.txt ".[mcp]"
+RUN /opt/searchengine/bin/pip install --no-cache-dir --constraint constraints.txt ".[mcp,s3,gcs,azure,http,parquet,milvus]"
 
 FROM python:${PYTHON}-slim-bookworm
 # Photos are only ever read. What is written goes to /data: the index, weights, thumbnails.

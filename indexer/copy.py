@@ -244,7 +244,7 @@ def _open(place: str | os.PathLike[str]) -> AbstractContextManager[Replica]:
     if is_milvus(place):
         from indexer.replicas.milvus import open_replica
 
-        return open_replica(os.fspath(place))
+        return open_replica(os.fspath(place), whole=True)
     from indexer.replicas.local import LocalReplica
 
     return LocalReplica(index_folder(place), checked=True)

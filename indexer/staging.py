@@ -25,7 +25,7 @@ from indexer.copy import make_same
 from indexer.replicas.lease import Lease
 from indexer.replicas.local_writing import Diverged, WritableLocalReplica
 from indexer.replicas.milvus import MilvusReplica, is_whole, read_state
-from indexer.replicas.milvus_writing import WritableMilvusReplica, make_state_collection
+from indexer.replicas.milvus_writing import WritableMilvusReplica, make_state_collection, new_commit
 from indexer.replicas.staged import StagedReplica, Standing, read_standing, staging_folder, write_standing
 from searchengine.errors import IndexFormatError, IndexLocked, IndexNotFound, IndexUnusable, SearchEngineError
 from searchengine.index.commits import Commits, Version
@@ -100,9 +100,11 @@ class Staging:
     def catch_up(self) -> None:
         """Bring the staging index up to the one in Milvus, unless it is that, or newer."""
         state, standing = read_state(self._connection), read_standing(self._published)
-        if state is None or (standing and standing.reached <= state.commit <= standing.begun):
+        if state is None or (self._has_index() and standing and standing.reached <= state.commit <= standing.begun):
             return
         write_standing(self._published, None)
+        if self.index.exists() and not self._has_index():
+            shutil.rmtree(self.index)
         source = MilvusReplica(self._connection, state.identity)
         self._on_notice(f"fetching what is in {source.shown} and not on this machine")
         try:
@@ -113,6 +115,11 @@ class Staging:
         with StagedReplica(self.index, published=self._published) as fetched:
             # What half a publication left is compared with the staging index when that is published.
             fetched.remember(Standing(state.commit, state.commit + (not is_whole(state))), None)
+
+    def _has_index(self) -> bool:
+        """Whether there is a staging index at all. What is left of one without card or tables is of no use."""
+        paths = IndexPaths(self.index)
+        return paths.identity.exists() and paths.database.exists()
 
     def _fetch(self, source: MilvusReplica, *, verified: bool) -> None:
         try:
@@ -171,12 +178,12 @@ class Staging:
         if commit_of_staging == self._last_published:
             return
         state, standing = read_state(self._connection), read_standing(self._published)
-        commit = state.commit if state else 0
+        commit = state.commit if state else new_commit()
         write_standing(self._published, Standing(commit, commit + 3))  # a publication raises it twice, to even and odd
         with StagedReplica(self.index, published=self._published) as source:
             is_known = state and state.identity == source.identity and standing == Standing(commit, commit)
             differences = source.differences() if is_known else None
-            target = WritableMilvusReplica(self._connection, self._lease, source.identity)
+            target = WritableMilvusReplica(self._connection, self._lease, source.identity, first_commit=commit)
             make_same(source, target, differences=differences, replace=True)
             state = read_state(self._connection)
             commit = state.commit if state else 0

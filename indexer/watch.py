@@ -21,7 +21,7 @@ from indexer.scope import Globs
 from searchengine.decode import DEFAULT_LIMITS, DecodeLimits
 from searchengine.errors import IndexLocked, StoreUnusable, UsageError
 from searchengine.index.layout import index_folder
-from searchengine.stores import ImageStore, open_stores
+from searchengine.stores import ImageStore, is_url, open_stores
 from searchengine.stores.local import LocalStore
 from searchengine.text import printable
 from searchengine.vectors import Encoder
@@ -164,7 +164,9 @@ class _Watcher:
                 self._scan()
             elif folders := self.changes.due(now):
                 everything = len(folders) > MAX_FOLDERS
-                done = self._run(self._stores_there(), within=None if everything else folders)
+                # A store far away, which may not answer, has no part in what changed in folders.
+                there = self._stores_there(with_remote=everything)
+                done = self._run(there, within=None if everything else folders)
                 self.next_scan = min(self.next_scan, time.monotonic() + self._pause(done))
             else:
                 time.sleep(TICK_SECONDS)
@@ -198,10 +200,12 @@ class _Watcher:
         self.is_first = self.retry_failed = False
         return True
 
-    def _stores_there(self) -> dict[str, list[ImageStore]]:
+    def _stores_there(self, *, with_remote: bool = True) -> dict[str, list[ImageStore]]:
         """By location, which may be a pattern of names."""
         there = {}
         for location in self.stores:
+            if is_url(location) and not with_remote:
+                continue
             try:
                 there[location] = open_stores([location])
             except StoreUnusable as error:

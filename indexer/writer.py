@@ -8,7 +8,7 @@ fails, the index is what the last transaction said; a segment that no row names 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import Any
@@ -105,8 +105,17 @@ class IndexWriter(WritableIndex):
         """Photos, failures and removals that the next commit will record."""
         return len(self._batch)
 
-    def commit(self, *, report: dict[str, Any], finished: bool = False) -> None:
-        """Make the queued batch durable and visible, whole or not at all. Without one, only `finished` is recorded."""
+    def commit(
+        self,
+        *,
+        report: dict[str, Any],
+        finished: bool = False,
+        with_photos: Callable[[sa.Connection], None] = lambda connection: None,
+    ) -> None:
+        """Make the queued batch durable and visible, whole or not at all. Without one, only `finished` is recorded.
+
+        `with_photos` records in the same transaction what else belongs to them.
+        """
         batch = self._batch
         if not (batch.hashes or len(batch) or finished):
             return
@@ -114,6 +123,7 @@ class IndexWriter(WritableIndex):
             if batch.hashes:
                 self._add_segment(connection, batch)
             record_photos(connection, batch)
+            with_photos(connection)
             connection.execute(sa.update(runs).where(runs.c.id == self.run_id).values(report=report))
             if finished:
                 self.end_run(connection)

@@ -291,7 +291,7 @@ MEMBERS = st.dictionaries(
 )
 
 
-@given(members=MEMBERS, comment=st.binary(max_size=100), before=st.binary(max_size=50))
+@given(members=MEMBERS.filter(bool), comment=st.binary(max_size=100), before=st.binary(max_size=50))
 @settings(max_examples=60)
 def test_whatever_the_standard_library_packs_is_read_to_the_byte(
     members: dict[str, tuple[bytes, int, int]], comment: bytes, before: bytes
@@ -436,6 +436,31 @@ def test_wherever_an_archive_breaks_off_nothing_is_deleted(
         assert len(state(tmp_path / "index")["photos"]) == 6
     place.write_bytes(whole)
     assert counters(update(place)) in ({"unchanged": 6}, {"updated": 6})
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar"])
+def test_an_archive_that_is_emptied_or_has_fewer_names_than_it_says_deletes_nothing(
+    name: str, tmp_path: Path, update: Callable[..., Report]
+) -> None:
+    archive = packed(tmp_path / name, {f"{number}.png": png(number) for number in range(4)})
+    whole = archive.read_bytes()
+    update(archive)
+    if name == "a.zip":
+        end = whole.rfind(b"PK\5\6")
+        (size_bytes,) = struct.unpack_from("<L", whole, end + 12)
+        damaged = [whole[: end + 12] + struct.pack("<L", size_bytes * 3 // 4) + whole[end + 16 :]]
+    else:
+        with tarfile.open(archive) as file:
+            offsets = [member.offset for member in file.getmembers()]
+        zeroed = whole[: offsets[2]] + bytes(1024) + whole[offsets[2] + 1024 :]
+        damaged = [zeroed, whole[: offsets[2]] + bytes(2 * 2**20)]  # as a download leaves what has not come yet
+    packed(archive, {})
+    for content in (archive.read_bytes(), *damaged):
+        archive.write_bytes(content)
+        report = update(archive)
+        assert (report.deleted, report.unlistable) == (0, 1)
+    archive.write_bytes(whole)
+    assert counters(update(archive)).keys() <= {"unchanged", "updated"}
 
 
 def test_a_tar_that_is_damaged_in_the_middle_gives_what_lies_before_and_says_so(
@@ -680,6 +705,8 @@ for place, members, limit_bytes in ((sys.argv[1], 1500, 2**20), (sys.argv[2], 80
         ),
         ("folder-{1..3}", ["folder-{1..3}"]),
         ("{x}.zip", ["{x}.zip"]),
+        ("http://[::1]:80/a.zip", ["http://[::1]:80/a.zip"]),
+        ("https://host/get?name=*.zip", ["https://host/get?name=*.zip"]),
     ],
 )
 def test_braces_stand_for_many_archives(pattern: str, expected: list[str]) -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zipfile
@@ -25,7 +26,7 @@ from hostile import children, is_alive, needs_proc, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from workers import BlindSource, FakeSource
+from workers import BlindSource, FakeSource, FlakySource
 
 import indexer.engines.crew
 import indexer.engines.leases
@@ -209,23 +210,29 @@ from fakes import FakeEncoder
 from workers import FakeSource
 import indexer.engines.leases, indexer.pipeline
 from indexer.engines.processes import ProcessEngine
+from indexer.engines.ray import RayEngine
 indexer.engines.leases.SMALLEST_LEASE_PHOTOS = 8
 indexer.pipeline.COMMIT_EVERY_PHOTOS = 16
-source = FakeSource(name="fake", log=Path({log!r}), seconds=0.3)
-engine = ProcessEngine(source, devices=["cpu", "cpu"])
-indexer.pipeline.build({index!r}, [{library!r}], encoder=FakeEncoder(), batch_size=4, isolated=False, engine=engine)
+source = FakeSource(name="fake", log=Path({log!r}), seconds={seconds})
+indexer.pipeline.build({index!r}, [{library!r}], encoder=FakeEncoder(), batch_size=4, isolated=False, engine={engine})
 """
+
+
+def driver(engine: str, *, source: FakeSource, seconds: float, index: Path, library: Path) -> list[str]:
+    """The command for a run of its own process."""
+    tests = Path(__file__).parent
+    places = {"tests": str(tests), "root": str(tests.parent), "log": str(source.log)}
+    script = DRIVER.format(**places, engine=engine, seconds=seconds, index=str(index), library=str(library))
+    return [sys.executable, "-c", script]
 
 
 @needs_proc
 def test_a_killed_run_takes_its_workers_along_and_the_next_one_goes_on_from_its_last_commit(
     library: Path, alone: Path, source: FakeSource, tmp_path: Path
 ) -> None:
-    tests, index = Path(__file__).parent, tmp_path / "index"
-    script = DRIVER.format(
-        tests=str(tests), root=str(tests.parent), log=str(source.log), index=str(index), library=str(library)
-    )
-    run = subprocess.Popen([sys.executable, "-c", script])
+    index = tmp_path / "index"
+    engine = "ProcessEngine(source, devices=['cpu', 'cpu'])"
+    run = subprocess.Popen(driver(engine, source=source, seconds=0.3, index=index, library=library))
     try:
         wait_until(lambda: (index / "index.json").exists() and Index(index).count_images() > 0, seconds=30)
     finally:
@@ -255,6 +262,16 @@ def test_a_worker_that_sees_no_photo_is_told_from_photos_that_are_gone(library: 
         )
     assert not skipped
     assert content_of(tmp_path / "index")["failures"] == []
+
+
+def test_a_photo_that_cannot_be_read_for_a_moment_is_no_sign_of_a_worker_that_sees_none(
+    library: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    shutil.copy(library / "003.png", tmp_path / "photos")
+    engine = ProcessEngine(FlakySource(name="fake", log=tmp_path / "log"), devices=["cpu"])
+    report = build(tmp_path / "index", [tmp_path / "photos"], encoder=FakeEncoder(), isolated=False, engine=engine)
+    assert (report.added, report.failed) == (1, 0)
 
 
 def test_a_process_that_cannot_start_ends_the_run_with_the_reason(
@@ -360,9 +377,12 @@ def test_where_the_workers_cannot_be_heard_any_more_the_run_ends(
         build(tmp_path / "index", [library], encoder=FakeEncoder(), isolated=False, engine=engine)
 
 
-def test_a_worker_whose_disk_fails_is_replaced_until_its_place_is_given_up(library: Path, tmp_path: Path) -> None:
-    engine = ThreadEngine(FakeSource(name="fake", log=tmp_path / "log", fails="disk"), places=1)
-    with pytest.raises(SearchEngineError, match="no worker is left; the last one, on bench 0, ended: OSError: Input"):
+@pytest.mark.parametrize(("fails", "reason"), [("disk", "OSError: Input"), ("machine", "a process to decode")])
+def test_a_worker_whose_machine_fails_is_replaced_until_its_place_is_given_up(
+    fails: str, reason: str, library: Path, tmp_path: Path
+) -> None:
+    engine = ThreadEngine(FakeSource(name="fake", log=tmp_path / "log", fails=fails), places=1)
+    with pytest.raises(SearchEngineError, match=f"no worker is left; the last one, on bench 0, ended: {reason}"):
         build(tmp_path / "index", [library], encoder=FakeEncoder(), isolated=False, engine=engine)
     assert len(engine.links) == 2
 
@@ -658,7 +678,21 @@ def test_a_ray_node_that_is_killed_costs_no_photo_and_doubles_none(
     assert capfd.readouterr().out == "", "standard output is for results"
 
 
-def test_a_cluster_of_its_own_asks_for_a_token_and_tells_nobody_of_itself(
+def test_without_a_cluster_a_run_starts_one_that_asks_for_a_token_and_says_nothing(
+    library: Path, alone: Path, source: FakeSource, tmp_path: Path
+) -> None:
+    index = tmp_path / "index"
+    command = driver("RayEngine(source)", source=source, seconds=0, index=index, library=library)
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # a short name, for sockets
+        env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        env |= {"HOME": folder, "RAY_TMPDIR": folder, "PYTHONPATH": str(Path(__file__).parent)}
+        run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+        assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+        assert (Path(folder) / ".ray" / "auth_token").is_file()
+    assert content_of(index) == content_of(alone)
+
+
+def test_a_cluster_of_its_own_listens_on_loopback_and_tells_nobody_of_itself(
     source: FakeSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
@@ -666,10 +700,10 @@ def test_a_cluster_of_its_own_asks_for_a_token_and_tells_nobody_of_itself(
     started: dict[str, Any] = {}
 
     def refuse(**options: Any) -> None:
-        started.update(options, auth=os.environ["RAY_AUTH_MODE"], usage=os.environ["RAY_USAGE_STATS_ENABLED"])
+        started.update(options, usage=os.environ["RAY_USAGE_STATS_ENABLED"])
         raise RuntimeError("that is enough")
 
-    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED"):
+    for name in ("RAY_ADDRESS", "RAY_USAGE_STATS_ENABLED"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setattr(ray, "init", refuse)
@@ -677,16 +711,14 @@ def test_a_cluster_of_its_own_asks_for_a_token_and_tells_nobody_of_itself(
     with pytest.raises(SearchEngineError, match="that is enough"):
         RayEngine(source).places()
     assert (started["address"], started["_node_ip_address"]) == ("local", "127.0.0.1")
-    assert (started["auth"], started["usage"], started["include_dashboard"]) == ("token", "0", False)
+    assert (started["usage"], started["include_dashboard"]) == ("0", False)
 
 
 def test_word_of_a_cluster_that_has_ended_is_not_believed(source: FakeSource, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     started: list[Any] = []
-    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", lambda **options: started.append(options["address"]))
     monkeypatch.setattr(ray, "nodes", lambda: [])
     monkeypatch.setattr(ray, "shutdown", lambda: None)

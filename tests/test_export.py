@@ -38,6 +38,7 @@ from indexer.verify import verify
 from indexer.writable import identity_of
 from searchengine.errors import IndexUnusable, ModelMismatch, StoreUnusable, UsageError
 from searchengine.stores import ImageStore, KnownStores
+from searchengine.stores.remote import RemoteStore
 from searchengine.vectors import FloatMatrix, normalise
 
 ENCODER = FakeEncoder()
@@ -339,7 +340,11 @@ def test_a_folder_that_holds_something_is_not_written_into(library: Path, index:
     with pytest.raises(UsageError, match="is there already"):
         export(index, library)
     (tmp_path / "empty").mkdir()
-    assert export(index, tmp_path / "empty").photos == 9
+    (tmp_path / "link").symlink_to("empty")
+    assert export(index, tmp_path / "link").photos == 9
+    assert any((tmp_path / "empty").iterdir())
+    with pytest.raises(UsageError, match="is a disk of its own"):
+        export(index, "/proc/..")
 
 
 def test_an_import_that_is_stopped_keeps_what_it_has_and_goes_on_from_there(
@@ -390,6 +395,31 @@ def test_imported_tags_are_searched_by_and_do_not_change_those_of_the_index(tmp_
         assert index.tags() == [("dog", 3), ("cat", 1)]
         assert index.count_images(searchengine.Filters(tag="cat")) == 1
     assert verify(tmp_path / "own.index").problems == []
+
+
+def test_a_killed_import_leaves_no_photo_without_its_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tags = {"dog": 0.75}
+    folder = plain_pair(tmp_path / "files", ENCODER.encode_texts(["one"]), [{**GOOD, "tags": tags}])
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("indexer.exchange.imported_tags.ImportedTags.record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            import_photos(tmp_path / "new.index", folder, encoder=FakeEncoder())
+    import_photos(tmp_path / "new.index", folder, encoder=FakeEncoder())
+    assert [dict(fact["tags"]) for fact, _ in held(tmp_path / "new.index")] == [tags]
+
+
+def test_of_rows_with_one_name_the_first_counts(tmp_path: Path) -> None:
+    vectors = ENCODER.encode_texts(["one", "two"])
+    folder = plain_pair(tmp_path / "files", vectors, [GOOD, {**GOOD, "content_hash": "1" * 64}])
+    report = import_photos(tmp_path / "new.index", folder, encoder=FakeEncoder())
+    assert (report.photos, report.added, report.known, report.vectors) == (2, 1, 1, 1)
+    [(fact, vector)] = held(tmp_path / "new.index")
+    assert (fact["content_hash"], vector) == (bytes(32), vectors[0].tobytes())
+    assert verify(tmp_path / "new.index").problems == []
 
 
 # -- files of other programs -------------------------------------------------------------------------------------------
@@ -532,6 +562,31 @@ def test_an_import_commits_what_it_has_when_a_store_stops_answering(
     assert import_photos(tmp_path / "new.index", foreign, encoder=FakeEncoder()).known == 2
 
 
+def test_a_host_of_the_web_that_does_not_answer_costs_its_own_photos_alone(
+    own_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def dead(store: RemoteStore, key: str, *, max_bytes: int) -> Any:
+        asked.append(key)
+        raise StoreUnusable("the connection failed")
+
+    monkeypatch.setattr(RemoteStore, "read", dead)
+    photo = str(own_library / "0.png")
+    folder = plain_pair(
+        tmp_path / "files",
+        ENCODER.encode_images([photo] * 3),
+        [{"path": "https://gone.test/1.jpg"}, {"path": photo}, {"path": "https://gone.test/2.jpg"}],
+    )
+    skipped: list[str] = []
+    report = import_photos(
+        tmp_path / "new.index", folder, encoder=FakeEncoder(), on_skip=lambda key, reason: skipped.append(reason)
+    )
+    assert (report.added, report.read, report.unread) == (3, 1, 2)
+    assert skipped == ["cannot be read: the connection failed"] * 2
+    assert import_photos(tmp_path / "new.index", folder, encoder=FakeEncoder()).known == 1
+
+
 # -- files that are damaged, or hostile --------------------------------------------------------------------------------
 
 
@@ -550,6 +605,37 @@ def plain_pair(folder: Path, vectors: np.ndarray[Any, Any], lines: list[Any]) ->
     np.save(folder / "embeddings.npy", vectors)
     (folder / "photos.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     return folder
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"PK\x03\x04 no archive",
+        *(
+            b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+            for header in (
+                b"{'descr': (",
+                b"{" * 90 + b"}" * 90,
+                b"-" * 5000 + b"1",
+                b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 8)}",
+                b"{'descr': '<f4', 'fortran_order': False, 'shape': (999999999999999, 8)}",
+            )
+        ),
+    ],
+)
+def test_a_matrix_whose_header_lies_is_refused(tmp_path: Path, content: bytes) -> None:
+    folder = plain_pair(tmp_path / "files", np.zeros((1, 8)), [GOOD])
+    (folder / "embeddings.npy").write_bytes(content)
+    with pytest.raises(UsageError, match="is no matrix of numbers"):
+        import_photos(tmp_path / "new.index", folder, encoder=FakeEncoder())
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    folder = plain_pair(tmp_path / "files", ENCODER.encode_texts(["one"]), [GOOD])
+    (folder / "photos.jsonl").unlink()
+    (folder / "photos.jsonl").mkdir()
+    with pytest.raises(UsageError, match=r"photos.jsonl cannot be read \(Is a directory\)"):
+        import_photos(tmp_path / "new.index", folder, encoder=FakeEncoder())
 
 
 def test_no_pickle_is_executed(tmp_path: Path) -> None:
@@ -586,6 +672,8 @@ GOOD = {
         ({**GOOD, "width": True}, "width is True"),
         ({**GOOD, "taken_at": "yesterday"}, "taken_at is 'yesterday'"),
         ({**GOOD, "latitude": 90.5}, "latitude is 90.5"),
+        ({**GOOD, "latitude": 10**400}, "latitude is 1000"),
+        ({**GOOD, "longitude": float("nan")}, "longitude is nan"),
         ({**GOOD, "camera": "\ud800"}, "it must be a text"),
         ({**GOOD, "tags": {"dog": 1.5}}, "tags is 1.5"),
         ({**GOOD, "tags": ["dog"]}, "tags is"),
@@ -598,6 +686,14 @@ def test_facts_that_cannot_be_are_refused_with_their_photo(tmp_path: Path, recor
     with pytest.raises(UsageError, match=message) as raised:
         import_photos(tmp_path / "new.index", folder, encoder=FakeEncoder(), read=False)
     assert "photo 2" in str(raised.value) or "line 2" in str(raised.value)
+
+
+def test_times_are_kept_in_the_way_that_filters_compare(tmp_path: Path) -> None:
+    times = ["20230705T060708", "2023-07-05T06:07:08+02:00", "2023-07-05 06:07:08", "2023-07-05T06:07:08"]
+    records = [{**GOOD, "path": f"/p/{number}.jpg", "taken_at": time} for number, time in enumerate(times)]
+    folder = plain_pair(tmp_path / "files", ENCODER.encode_texts(times), records)
+    import_photos(tmp_path / "new.index", folder, encoder=FakeEncoder())
+    assert {fact["taken_at"] for fact, _ in held(tmp_path / "new.index")} == {"2023-07-05T06:07:08"}
 
 
 @pytest.mark.parametrize(
@@ -655,6 +751,22 @@ def test_parquet_of_others_may_have_vectors_in_lists_of_any_kind_but_not_of_any_
         pq.write_table(pa.table({"path": ["/p/1", "/p/2"], "embedding": wrong}), file)
         with pytest.raises(UsageError, match="a vector is missing, or is shorter than another"):
             import_photos(tmp_path / "new.index", tmp_path / "files", encoder=FakeEncoder())
+    embeddings = pa.array(vectors.tolist())
+    no_text = pa.StringArray.from_buffers(2, pa.py_buffer(np.array([0, 4, 8], "<i4")), pa.py_buffer(b"/p/\xff/p/\xfe"))
+    labels = pa.array([[{"label": {"of": "another"}, "probability": 0.5}]] * 2)
+    for hostile in (
+        pa.table({"path": no_text, "embedding": embeddings}),
+        pa.table({"path": ["/p/1", "/p/2"], "tags": labels, "embedding": embeddings}),
+        pa.table([pa.array(["/p/1", "/p/2"])] * 2 + [embeddings], names=["path", "path", "embedding"]),
+    ):
+        pq.write_table(hostile, file)
+        with pytest.raises(UsageError, match="cannot be read as Parquet"):
+            import_photos(tmp_path / "new.index", tmp_path / "files", encoder=FakeEncoder())
+    pq.write_table(pa.table({"path_bytes": [b"/p/\xff", b"/p/2"], "embedding": embeddings}), file)
+    assert [record["path"] for records, _ in open_source(tmp_path / "files").chunks() for record in records] == [
+        "/p/\udcff",
+        "/p/2",
+    ]
     pq.write_table(pa.table({"path": ["/p/1"], "embedding": ["no vector"]}), file)
     with pytest.raises(UsageError, match="it must be a list of floats"):
         import_photos(tmp_path / "new.index", tmp_path / "files", encoder=FakeEncoder())
@@ -680,6 +792,17 @@ def test_without_pyarrow_the_message_names_the_extra(
 
 
 # -- the command line --------------------------------------------------------------------------------------------------
+
+
+def test_where_photos_are_now_is_told_from_the_current_folder(
+    own_home: None, library: Path, index: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(index, tmp_path / "files", format="npy")
+    monkeypatch.chdir(tmp_path)
+    done = cli("import", "files", "--index", tmp_path / "new.index", "--moved", library, "photos/now")
+    assert done.code == 0
+    now = os.path.join(os.path.realpath(tmp_path), "photos", "now")
+    assert {os.path.dirname(fact["key"]) for fact, _ in held(tmp_path / "new.index")} == {now}
 
 
 def test_the_commands_tell_what_they_did(own_home: None, library: Path, index: Path, tmp_path: Path, cli: Cli) -> None:

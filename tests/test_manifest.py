@@ -198,8 +198,17 @@ def test_a_row_that_makes_no_sense_costs_itself_alone(folder: Path, update: Upda
     skipped: dict[str, str] = {}
     report = update(written(folder / "l.csv", "\n".join(rows)), on_skip=skipped.__setitem__)
     assert (report.added, report.unlistable) == (1, 2)
-    assert "'many', no whole number" in skipped["sub/b c.png"]
-    assert "'soon', no date of ISO 8601" in skipped["box.zip!/in/d.png"]
+    assert "'many', no whole number" in skipped[f"{folder}/sub/b c.png"]
+    assert "'soon', no date of ISO 8601" in skipped[f"{folder}/box.zip!/in/d.png"]
+
+
+def test_a_known_photo_whose_row_makes_no_sense_any_more_stays(folder: Path, update: Update) -> None:
+    list_ = written(folder / "l.csv", "path,size_bytes\na.png,\nsub/b c.png,\n")
+    update(list_)
+    written(list_, "path,size_bytes\na.png,\nsub/b c.png,many\n")
+    assert counters(update(list_)) == {"unchanged": 1, "unlistable": 1}
+    written(list_, "path,size_bytes\na.png,\nsub/b c.png,\n")
+    assert counters(update(list_)) == {"unchanged": 2}
 
 
 # -- gone, away, broken ----------------------------------------------------------------------------------------------
@@ -379,18 +388,42 @@ def test_wildcards_stand_for_archives_and_lists_at_urls(tmp_path: Path, monkeypa
             expanded(f"{address}/shards/c-*.tar")
 
 
+def test_an_archive_at_a_server_without_tags_is_known_by_size_and_time(tmp_path: Path, update: Update) -> None:
+    asked: list[str] = []
+
+    class Files(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            asked.append(self.command)
+
+    (tmp_path / "web").mkdir()
+    archive = packed(tmp_path / "web" / "a.tar", {"a.png": png(1), "b.png": png(2)})
+    os.utime(archive, (10**9, 10**9))
+    with serving(partial(Files, directory=str(tmp_path / "web"))) as port:
+        location = f"http://127.0.0.1:{port}/a.tar"
+        assert counters(update(location)) == {"added": 2}
+        asked.clear()
+        assert counters(update(location)) == {"unchanged": 2}
+        assert asked.count("GET") == 1  # the first block, to see that it is a tar
+        packed(archive, {"a.png": png(1), "b.png": png(3), "c.png": png(4)})
+        assert counters(update(location)) == {"added": 1, "updated": 2}
+        # A time of whole seconds that has just been tells nothing yet.
+        packed(archive, {"a.png": png(1), "b.png": png(3), "c.png": png(5)})
+        assert counters(update(location)) == {"updated": 3}
+
+
 def test_a_url_with_credentials_is_refused_and_they_get_nowhere(web: WebFiles, tmp_path: Path, update: Update) -> None:
     host = web.address.removeprefix("http://")
     rows = [
         web.put("a.png", png(1)),
         f"http://me:hunter2@{host}/b.png",
         f"http://{host}/c.png?X-Amz-Signature=hunter2&X-Amz-Credential=hunter2",
+        f"http://me:x/hunter2@{host}/d.png",
     ]
     list_ = written(tmp_path / "urls.txt", "\n".join(rows))
     skipped: dict[str, str] = {}
     report = update(list_, on_skip=skipped.__setitem__)
-    assert (report.added, report.unlistable) == (1, 2)
-    assert set(skipped) == {f"http://{host}/b.png", f"http://{host}/c.png"}
+    assert (report.added, report.unlistable) == (1, 3)
+    assert set(skipped) == {f"http://{host}/{name}.png" for name in "bcd"}
     assert "hunter2" not in str(skipped)
     kept = [*(tmp_path / "index").rglob("*"), *(tmp_path / "cache").rglob("*")]
     assert not any(b"hunter2" in path.read_bytes() for path in kept if path.is_file())

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -39,10 +40,10 @@ from indexer.staging import staged
 from indexer.tags import TaggingRequest, write_tags
 from indexer.verify import verify
 from searchengine import open_index
-from searchengine.errors import IndexLocked, IndexUnusable, ModelMismatch
+from searchengine.errors import IndexFormatError, IndexLocked, IndexUnusable, ModelMismatch
 from searchengine.milvus import connection
 from searchengine.milvus.connection import Connection, MilvusPlace
-from searchengine.milvus.schema import NOTHING, state_collection
+from searchengine.milvus.schema import LAST_RUN, NOTHING, STATE, state_collection
 
 ROOT = Path(__file__).parent.parent
 STRANGE = b"\xff%'\" \xc3\xa9\n.png"
@@ -147,6 +148,23 @@ def assert_same(folder: Path, address: str) -> None:
     assert check_milvus(address, root=folder.parent / "nowhere") == []
 
 
+def dropped(address: str) -> None:
+    """What docs/milvus.md tells who wants to begin anew, but for the staging index."""
+    with closing(Connection(MilvusPlace.parse(address))) as connection:
+        collections = connection.client.list_collections()
+        for collection in collections:
+            if collection.startswith(f"{connection.name}_"):
+                connection.client.drop_collection(collection)
+
+
+def others(folder: Path, count: int) -> Path:
+    """Photos that are none of the library."""
+    folder.mkdir()
+    for number in range(100, 100 + count):
+        painted(number).save(folder / f"{number}.png")
+    return folder
+
+
 def commit_of(address: str) -> int:
     with closing(Connection(MilvusPlace.parse(address))) as connection:
         state = read_state(connection)
@@ -220,6 +238,35 @@ def test_an_index_in_milvus_of_another_encoder_is_refused(library: Path, tmp_pat
         copy(address, tmp_path / "b")
 
 
+def test_an_open_reader_takes_no_vector_of_an_index_for_that_of_another_in_its_place(
+    library: Path, tmp_path: Path, address: str
+) -> None:
+    index(library, tmp_path / "a")
+    index(others(tmp_path / "others", 3), tmp_path / "b")
+    copy(tmp_path / "a", address)
+    with open_index(address) as there, open_index(tmp_path / "b") as local:
+        assert there.vector(1).tobytes() != local.vector(1).tobytes()
+        copy(tmp_path / "b", address, replace=True)
+        there.snapshot()
+        assert there.vector(1).tobytes() == local.vector(1).tobytes()
+
+
+@pytest.mark.parametrize("name", [STATE, LAST_RUN])
+def test_of_a_damaged_index_the_remedy_is_told_and_works(
+    library: Path, tmp_path: Path, address: str, name: str
+) -> None:
+    index(library, tmp_path / "a")
+    copy(tmp_path / "a", address)
+    with closing(Connection(MilvusPlace.parse(address))) as connection:
+        row = {"name": name, "payload": "{", "nothing": NOTHING}
+        connection.client.upsert(state_collection(connection.name), [row])
+    with pytest.raises(IndexFormatError, match=f"drop its collections .* searchengine copy FOLDER {address}$"):
+        copy(tmp_path / "a", address)
+    dropped(address)
+    copy(tmp_path / "a", address)
+    assert_same(tmp_path / "a", address)
+
+
 # Copies, or indexes through a staging index, and kills itself, as kill -9 does, at the n-th write to Milvus.
 KILLED = """
 import os, signal, sys
@@ -266,6 +313,8 @@ def test_a_copy_that_was_killed_is_gone_on_with_at_once(library: Path, tmp_path:
     killed("copy", tmp_path / "a", address, tmp_path)
     (problem,) = check_milvus(address, root=tmp_path)
     assert "has 21 photos with 20 vectors, where 13 with 12 were published" in problem.message
+    with pytest.raises(IndexUnusable, match="has begun and not ended; wait for it, or run `searchengine index`"):
+        copy(address, tmp_path / "back")
     report = copy(tmp_path / "a", address)  # its lease holds nobody up on the machine where it died
     assert (report.added, report.unchanged) == (4, 21)
     assert_same(tmp_path / "a", address)
@@ -507,12 +556,40 @@ def test_tags_reach_milvus(library: Path, tmp_path: Path, address: str) -> None:
 
 def test_an_index_that_milvus_lost_is_published_again(library: Path, tmp_path: Path, address: str) -> None:
     index_there(library, address, tmp_path / "one")
-    with closing(Connection(MilvusPlace.parse(address))) as connection:
-        state = read_state(connection)
-        assert state is not None
-        for collection in (state.collection, state_collection(connection.name)):
-            connection.client.drop_collection(collection)
+    dropped(address)
     assert index_there(library, address, tmp_path / "one").unchanged == 13
+    assert check_milvus(address, root=tmp_path / "one") == []
+
+
+def test_what_was_published_to_an_index_that_is_gone_counts_for_nothing_in_a_new_one(
+    library: Path, tmp_path: Path, address: str
+) -> None:
+    index_there(library, address, tmp_path / "one")
+    dropped(address)
+    index(others(tmp_path / "others", 13), tmp_path / "b")
+    copy(tmp_path / "b", address)  # as many photos, by as many publications
+    assert index_there(library, address, tmp_path / "one").added == 13
+    with open_replica(address) as there:
+        assert there.count() == 26
+    assert check_milvus(address, root=tmp_path / "one") == []
+
+
+@pytest.mark.parametrize("lost", ["index", "index/index.json", "index/metadata.sqlite", "published.sqlite"])
+def test_of_a_staging_index_that_is_lost_or_damaged_nothing_is_lost_in_milvus(
+    library: Path, tmp_path: Path, address: str, lost: str
+) -> None:
+    index_there(library, address, tmp_path / "one")
+    place = staging_folder(MilvusPlace.parse(address), tmp_path / "one") / lost
+    if place.is_dir():
+        shutil.rmtree(place)
+    elif lost == "published.sqlite":
+        place.write_bytes(b"no database" * 500)
+    else:
+        place.unlink()
+    report = index_there(others(tmp_path / "others", 1), address, tmp_path / "one")
+    assert (report.added, report.deleted) == (1, 0)
+    with open_replica(address) as there:
+        assert [image_id for page in there.ids() for image_id in page] == list(range(1, 15))
     assert check_milvus(address, root=tmp_path / "one") == []
 
 

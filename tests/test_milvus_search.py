@@ -534,6 +534,7 @@ def test_an_address_is_read_and_shown_without_what_does_not_belong_there() -> No
     [
         ("milvus://user:geheim@host/x", "MILVUS_TOKEN"),
         ("milvus://host", "NAME"),
+        ("milvus://photos.db", "milvus:///folder/photos.db"),
         ("milvus://host/a/b", "NAME"),
         ("milvus://host/1st", "NAME"),
         ("milvus://host:port/x", "HOST:PORT"),
@@ -552,6 +553,8 @@ def test_where_nothing_was_published_there_is_no_index(tmp_path: Path) -> None:
     with pytest.raises(IndexNotFound, match="no index at milvus:///"):
         open_index(f"milvus://{tmp_path}/none.db")
     assert not (tmp_path / "none.db").exists()
+    with pytest.raises(UsageError, match=f"no folder {tmp_path}/none; make it"):
+        Connection(MilvusPlace.parse(f"milvus://{tmp_path}/none/photos.db"), create=True)
     with closing(Connection(MilvusPlace.parse(f"milvus://{tmp_path}/empty.db"), create=True)):
         pass
     with pytest.raises(IndexNotFound, match="searchengine copy"):

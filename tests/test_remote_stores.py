@@ -31,11 +31,13 @@ from remote_servers import Fault, proxy_to, serving, sftp_server
 import indexer
 from indexer.fetching import FetchPool
 from indexer.reading import PhotoReader
+from indexer.verify import verify
 from searchengine.errors import ImageError, StoreUnusable, UsageError
-from searchengine.stores import StoredPhoto, Unlistable, is_url, open_store, remote, retry
+from searchengine.stores import KnownStores, StoredPhoto, Unlistable, is_url, open_store, remote, retry
+from searchengine.stores.addresses import canonical
 from searchengine.stores.background import map_at_once
 from searchengine.stores.ranged import FileChanged, NotThere
-from searchengine.stores.remote import RemoteStore, canonical, open_binary
+from searchengine.stores.remote import RemoteStore, open_binary
 from searchengine.stores.transfer import Busy, Refused
 
 Paint = Callable[..., Path]
@@ -197,6 +199,22 @@ def test_a_place_that_has_become_empty_loses_nothing(web: str, photos: Path, tmp
     folder.mkdir()
     report = indexer.build(tmp_path / "index", [web + "p/"], **options)  # type: ignore[arg-type]
     assert (report.deleted, report.unlistable) == (0, 1)
+
+
+def test_a_host_that_is_away_is_one_finding_and_what_is_elsewhere_is_checked(
+    paint: Paint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("web/a.png", "web/b.png", "local/c.png"):
+        paint(tmp_path / name)
+    with serving(partial(_Plain, directory=str(tmp_path / "web"))) as port:
+        host = f"http://127.0.0.1:{port}/"
+        stores = [host, str(tmp_path / "local")]
+        indexer.build(tmp_path / "index", stores, encoder=FakeEncoder(), isolated=False)
+    (tmp_path / "local/c.png").write_bytes(b"another")
+    monkeypatch.setattr(retry, "ATTEMPTS", 1)
+    told = {problem.object: problem.message for problem in verify(tmp_path / "index", stores=True).problems}
+    assert told.keys() == {host, str(tmp_path / "local/c.png")}
+    assert told[host].startswith("2 photos were not checked: ")
 
 
 def test_what_a_server_tells_neither_tag_nor_time_of_is_read_every_time(photos: Path, tmp_path: Path) -> None:
@@ -434,6 +452,11 @@ SECRET = "sEcReT"
         f"https://host/a.jpg?x=1&Signature={SECRET}",
         f"https://account.host/box/a.jpg?sv=1&sig={SECRET}",
         f"https://host/a.jpg?access_token={SECRET}",
+        f"https://host?token={SECRET}",
+        f"https://host/a.jpg#access_token={SECRET}",
+        f"https://host/a.jpg?x=1;token={SECRET}",
+        f"https://user:pass/{SECRET}@host/photos/",
+        f"az://box/a.jpg?sv=1&sig={SECRET}",
     ],
 )
 def test_an_address_with_a_secret_is_refused_and_not_repeated(location: str) -> None:
@@ -453,6 +476,13 @@ def test_every_other_address_is_kept_as_it_is(scheme: str, bucket: str, key: str
     assert url == f"{scheme.lower()}://{bucket}/{key}"
     assert is_url(url)
     assert canonical(url) == url
+
+
+def test_a_name_in_a_bucket_may_look_like_one_in_an_archive(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "memory://bucket/a.zip!/b.jpg"
+    fsspec.filesystem("memory").pipe_file("/bucket/a.zip!/b.jpg", b"x")
+    assert KnownStores().read("memory", key, max_bytes=10) == b"x"
+    assert KnownStores().of("zip", key).name == "zip"
 
 
 def test_a_store_that_need_not_be_there_is_opened_without_a_request() -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import fsspec.config
 import pytest
 from commandline import Cli
 from fakes import FakeEncoder
-from remote_servers import ACCESS_KEY, SECRET_KEY, Fault, Faults, Proxy, SeaweedServer, proxy_to, seaweed
+from remote_servers import ACCESS_KEY, SECRET_KEY, Fault, Faults, Proxy, SeaweedServer, proxy_to, seaweed, serving
 from serving import serving_index
 
 import indexer
@@ -349,6 +350,24 @@ def test_a_listing_that_breaks_off_half_way_deletes_nothing(
     assert contents(index, root=bucket.location) == before
     bucket.proxy.reset()
     assert bring_up_to_date(index, bucket.location).deleted == 1
+
+
+def test_a_listing_cut_off_without_a_way_on_is_not_taken_for_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    class CutOff(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with serving(CutOff) as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+        with pytest.raises(StoreUnusable, match="the listing is cut off"):
+            list(remote.RemoteStore("s3://photos/", must_exist=False).scan())
 
 
 def test_a_server_that_is_killed_and_started_again_in_the_middle_costs_nothing(

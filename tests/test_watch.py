@@ -14,7 +14,9 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from conftest import painted
 from fakes import FakeEncoder
 from hypothesis import given
 from hypothesis import strategies as st
+from remote_servers import serving
 
 import indexer.events
 import indexer.watch
@@ -180,6 +183,40 @@ def test_a_photo_moved_from_one_watched_folder_to_another_keeps_its_vector(start
     until(lambda: len(watching.reports) == 2)
     assert watching.reports[1].moved == 1
     assert not watching.reports[1].deleted
+
+
+def test_a_pattern_stands_for_the_archives_that_it_names(start: Start, folder: Path, tmp_path: Path) -> None:
+    for name in ("1.zip", "2.zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.write(photo(tmp_path / "a.png", len(name)), f"{name}.png")
+    watching = start(tmp_path / "{1..2}.zip", folder)
+    assert watching.names() == {"1.zip.png", "2.zip.png"}
+    assert not watching.notices
+
+
+def test_a_store_far_away_is_not_asked_when_a_folder_changes(start: Start, folder: Path) -> None:
+    with serving(_Links) as port:
+        watching = start(f"http://127.0.0.1:{port}/", folder)  # type: ignore[arg-type]
+        asked = _Links.asked
+        photo(folder / "a.png", 1)
+        until(lambda: watching.sum("added"))
+        assert asked == _Links.asked > 0
+
+
+class _Links(BaseHTTPRequestHandler):
+    asked = 0
+
+    def do_GET(self) -> None:
+        _Links.asked += 1
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else b'<a href="b.txt">a page with a link</a>')
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 def test_a_tree_that_arrives_at_once_is_found_whole(start: Start, folder: Path, tmp_path: Path) -> None:

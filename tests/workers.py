@@ -11,7 +11,7 @@ from pathlib import Path
 from fakes import FakeEncoder
 
 from indexer.engines.messages import EncoderSource
-from searchengine.errors import ImageError, ModelNotFound
+from searchengine.errors import ImageError, ModelNotFound, SearchEngineError
 from searchengine.stores import StoredPhoto
 from searchengine.stores.local import LocalStore
 from searchengine.vectors import FloatMatrix, PixelBatch
@@ -22,7 +22,7 @@ class FakeSource(EncoderSource):
     """Loads an encoder that leaves a line in `log` for each batch: the process, its device, and how many photos.
 
     `seconds`: that it takes over a batch. `fails`: kill, raise: what it does instead of encoding a black photo; load,
-    disk, start: how it cannot be loaded at all.
+    disk, machine, start: how it cannot be loaded at all.
     """
 
     log: Path
@@ -34,6 +34,8 @@ class FakeSource(EncoderSource):
             raise ModelNotFound("the weights are not here")
         if self.fails == "disk":
             raise OSError("Input/output error")
+        if self.fails == "machine":
+            raise SearchEngineError("a process to decode photos in does not start")
         if self.fails == "start":
             os.kill(os.getpid(), signal.SIGKILL)
         return LoggingEncoder(self, device)
@@ -65,4 +67,19 @@ class BlindSource(FakeSource):
             raise ImageError("cannot be read: No such file or directory")
 
         LocalStore.read = read  # type: ignore[method-assign]
+        return super().load(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlakySource(FakeSource):
+    """Its worker cannot read the first photo that it takes up, as while another program writes it."""
+
+    def load(self, device: str) -> FakeEncoder:
+        real = LocalStore.read
+
+        def fail_once(store: LocalStore, key: str, *, max_bytes: int) -> tuple[StoredPhoto, bytes]:
+            LocalStore.read = real  # type: ignore[method-assign]
+            raise ImageError("changed while it was read")
+
+        LocalStore.read = fail_once  # type: ignore[method-assign]
         return super().load(device)

@@ -231,22 +231,24 @@ class Crew:
             del lease.photos[finding.position]
         for lease in [lease for lease in worker.leases.values() if lease.is_done]:
             del worker.leases[lease.number]
-            if not lease.read:
-                self._check_that_it_sees(worker, next(iter(lease.unread.values())))
-            yield from lease.unread.values()
+            if lease.read or not self._can_be_read_here(failed := next(iter(lease.unread.values()))):
+                yield from lease.unread.values()
+            elif not lease.doubted:
+                self._leases.doubt(lease)
+            else:
+                raise StoreUnusable(
+                    f"{self._name(worker)} cannot read {printable(failed.change.listed.key)} ({failed.reason}), which "
+                    "can be read here; photos must be had under the same name on every machine: mount the folder "
+                    "there, or give it the rights or credentials that it lacks"
+                )
 
-    def _check_that_it_sees(self, worker: Hired, failed: Failed) -> None:
-        """Raises StoreUnusable where a worker can read nothing, this photo among it, and this process can."""
-        key = failed.change.listed.key
+    def _can_be_read_here(self, failed: Failed) -> bool:
+        """Whether this process can read a photo of which a worker says that it cannot, nor others beside it."""
         try:
-            failed.change.store.read(key, max_bytes=self._setup.limits.max_file_bytes)
+            failed.change.store.read(failed.change.listed.key, max_bytes=self._setup.limits.max_file_bytes)
         except (ImageError, StoreUnusable):
-            return
-        raise StoreUnusable(
-            f"{self._name(worker)} cannot read {printable(key)} ({failed.reason}), which can be read here; photos must "
-            "be had under the same name on every machine: mount the folder there, or give it the rights or credentials "
-            "that it lacks"
-        )
+            return False
+        return True
 
     def _lost(self, link: Link, worker: Hired, reason: str) -> Iterator[Failed]:
         del self._hired[link]

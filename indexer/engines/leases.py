@@ -28,12 +28,13 @@ class Leased:
     """What of a lease is not told yet, by position.
 
     `unread`: photos that its worker says it cannot read, kept back until it is known whose fault that is: a worker that
-    has `read` others of the lease sees what it shall see.
+    has `read` others of the lease sees what it shall see. `doubted`: it was given out before, and nothing was read.
     """
 
     photos: dict[int, Change]
     number: int = 0
     losses: int = 0
+    doubted: bool = False
     alone: bool = False
     read: bool = False
     unread: dict[int, Failed] = field(default_factory=dict)
@@ -86,6 +87,12 @@ class Leases:
         else:
             self._again.extend(Leased(photos={at: change}, alone=True) for at, change in lease.photos.items())
         return []
+
+    def doubt(self, lease: Leased) -> None:
+        """Have it tried once more: its photos may have been written while they were read."""
+        lease.doubted = True
+        lease.unread.clear()
+        self._again.appendleft(lease)
 
     def _lost(self, *, alone: bool) -> Leased | None:
         for lease in self._again:

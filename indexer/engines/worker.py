@@ -79,7 +79,8 @@ class Worker:
             self._send(Ready())
             self._work(encoder)
         except SearchEngineError as error:
-            self._send(Refused(error))
+            # One of no kind of its own is this machine's trouble, such as a process to decode in that does not start.
+            self._send(Lost(str(error)) if type(error) is SearchEngineError else Refused(error))
         except Exception as error:
             # Another process may do better: a device that failed, a want of memory. Or it is that nobody listens.
             with suppress(OSError):

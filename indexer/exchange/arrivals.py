@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -127,11 +126,6 @@ def _facts(record: Record, *, key: str) -> Facts:
     text = record["content_hash"]
     if not isinstance(text, str) or not re.fullmatch("[0-9a-f]{64}", text, re.ASCII):
         raise _wrong("content_hash", text, "a sha256 in hex")
-    taken_at = _text(record, "taken_at")
-    try:
-        _ = taken_at is None or datetime.fromisoformat(taken_at)
-    except ValueError:
-        raise _wrong("taken_at", taken_at, "a time in ISO 8601") from None
     return Facts(
         content_hash=bytes.fromhex(text),
         listed=StoredPhoto(
@@ -143,7 +137,7 @@ def _facts(record: Record, *, key: str) -> Facts:
         metadata=PhotoMetadata(
             width=_integer(record, "width", least=0),
             height=_integer(record, "height", least=0),
-            taken_at=taken_at,
+            taken_at=_time(record, "taken_at"),
             camera=_text(record, "camera"),
             latitude=_degrees(record, "latitude", most=90),
             longitude=_degrees(record, "longitude", most=180),
@@ -165,11 +159,20 @@ def _integer(record: Record, name: str, *, least: int) -> int:
     return value
 
 
+def _time(record: Record, name: str) -> str | None:
+    """The camera's local time, in the one of the ways to write it that filters compare by."""
+    text = _text(record, name)
+    try:
+        return text and datetime.fromisoformat(text).replace(tzinfo=None).isoformat()
+    except ValueError:
+        raise _wrong(name, text, "a time in ISO 8601") from None
+
+
 def _degrees(record: Record, name: str, *, most: int) -> float | None:
     value = record.get(name)
     if value is None:
         return None
-    if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > most:
+    if type(value) not in (int, float) or not -most <= value <= most:  # nor is NaN
         raise _wrong(name, value, f"degrees between {-most} and {most}")
     return float(value)
 
@@ -189,7 +192,7 @@ def _tags(value: Any) -> dict[str, float]:
 
 def _canonical(url: str) -> str:
     """Raises UsageError for a URL with a secret in it."""
-    from searchengine.stores.remote import canonical
+    from searchengine.stores.addresses import canonical
 
     return canonical(url)
 

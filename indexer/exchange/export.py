@@ -68,7 +68,9 @@ def export(
             f"format is {printable(str(format))} and dtype {printable(str(dtype))}; they must be one of "
             f"{', '.join(FORMATS)}, and of {', '.join(DTYPES)}"
         )
-    target = Path(os.path.abspath(os.path.expanduser(folder)))
+    target = Path(os.path.realpath(os.path.expanduser(folder)))
+    if target.is_mount():
+        raise UsageError(f"{printable(str(target))} is a disk of its own; name a new folder on it")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{printable(str(target))} is there already; name a folder that is new, or empty")
     started = time.monotonic()

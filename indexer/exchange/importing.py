@@ -10,13 +10,14 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from indexer.crawl import Change
 from indexer.exchange import Source, open_source
 from indexer.exchange.arrivals import Arrival, Facts, Moved, arrival_of, placeholder, placeholder_hash
 from indexer.exchange.imported_tags import ImportedTags
 from indexer.exchange.trust import compare, identity_for, unit_rows
+from indexer.exchange.web import WEB, WebHost
 from indexer.reading import Failed, Known, KnownContent, Outcome, PhotoReader
 from indexer.report import Report
 from indexer.writer import IndexWriter, NewPhoto
@@ -24,7 +25,7 @@ from searchengine.decode import DEFAULT_LIMITS, DecodeLimits
 from searchengine.errors import StoreUnusable, UsageError
 from searchengine.index.layout import IndexIdentity
 from searchengine.index.schema import encode_key, open_read_only
-from searchengine.stores import KnownStores, StoredPhoto
+from searchengine.stores import ImageStore, KnownStores, StoredPhoto
 from searchengine.text import printable
 from searchengine.vectors import Encoder, FloatMatrix
 
@@ -148,10 +149,12 @@ class _Import:
     stop: threading.Event
     stores: KnownStores = field(default_factory=KnownStores)
     report: ImportReport = field(default_factory=ImportReport)
+    uncommitted: set[tuple[str, str]] = field(default_factory=set)
+    hosts: dict[ImageStore, ImageStore] = field(default_factory=dict)
 
     def run(self) -> ImportReport:
         self.report.model, self.report.fingerprint = self.identity.encoder, self.identity.fingerprint
-        self.tags = ImportedTags(self.writer.engine, fingerprint=self.identity.fingerprint)
+        self.tags = ImportedTags(fingerprint=self.identity.fingerprint)
         self.started = self.last_commit = time.monotonic()
         self.on_progress(0, self.source.photos)
         for records, matrix in self.source.chunks():
@@ -160,7 +163,7 @@ class _Import:
             arrivals = [self._arrival(record, number=first + row + 1) for row, record in enumerate(records)]
             if self.doubted is not None and not self.report.compared:
                 self.report.compared = compare(
-                    arrivals, vectors, encoder=self.doubted, stores=self.stores, limits=self.limits
+                    arrivals, vectors, encoder=self.doubted, stores=self.stores, limits=self.limits, stop=self.stop
                 )
             try:
                 self._take(arrivals, vectors)
@@ -181,7 +184,11 @@ class _Import:
 
     def _take(self, arrivals: Sequence[Arrival], vectors: FloatMatrix) -> None:
         """Queue those that are new, as far as they were read before `stop` was set; commit from time to time."""
-        new = [place for place, arrival in enumerate(arrivals) if not self._is_known(arrival)]
+        new: list[int] = []
+        for place, arrival in enumerate(arrivals):
+            if not self._is_known(arrival):
+                new.append(place)
+                self.uncommitted.add((arrival.store, arrival.key))
         self.report.known += len(arrivals) - len(new)
         self.report.photos += len(arrivals) - len(new)
         places: list[int] = []
@@ -203,9 +210,10 @@ class _Import:
             self._commit()
 
     def _is_known(self, arrival: Arrival) -> bool:
-        """Whether the index has a photo of that name, and not just its place."""
-        names = (encode_key(arrival.store), encode_key(arrival.key))
-        row = self.tables.execute(KNOWN, names).fetchone()
+        """Whether the index, or a row before this one, has a photo of that name, and not just its place."""
+        if (arrival.store, arrival.key) in self.uncommitted:
+            return True
+        row = self.tables.execute(KNOWN, (encode_key(arrival.store), encode_key(arrival.key))).fetchone()
         return row is not None and row[0] != placeholder_hash(arrival.store, arrival.key)
 
     def _record(self, arrival: Arrival, facts: Facts) -> None:
@@ -253,10 +261,17 @@ class _Import:
             isolated=self.isolated,
         )
         changes = (
-            Change(store=self.stores.of(each.store, each.key), listed=StoredPhoto(each.key, 0, 0), known=False)
-            for each in arrivals
+            Change(store=self._store_of(each), listed=StoredPhoto(each.key, 0, 0), known=False) for each in arrivals
         )
         yield from reader.read_all(changes, stop=self.stop)
+
+    def _store_of(self, arrival: Arrival) -> ImageStore:
+        store = self.stores.of(arrival.store, arrival.key)
+        if arrival.store not in WEB:
+            return store
+        if store not in self.hosts:
+            self.hosts[store] = cast(ImageStore, WebHost(store))  # a reader asks no more of a store
+        return self.hosts[store]
 
     def _commit(self, *, finished: bool = False) -> None:
         self.last_commit = time.monotonic()
@@ -268,6 +283,6 @@ class _Import:
             seconds=self.report.seconds,
             model=self.report.model,
         )
-        self.writer.commit(report=counters.as_dict(), finished=finished)
+        self.writer.commit(report=counters.as_dict(), finished=finished, with_photos=self.tags.record)
         self.contents.keep_pending(set())
-        self.tags.record()
+        self.uncommitted.clear()

@@ -47,12 +47,13 @@ def open_matrix(path: Path) -> NDArray[np.floating[Any]]:
     """A matrix of floats (n, dim), mapped from its file. Raises UsageError where it is none, or needs pickle."""
     shown = printable(str(path))
     try:
-        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+        matrix: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise UsageError(f"{shown} is missing; the files of an export belong together") from None
-    except (ValueError, EOFError) as error:  # numpy's way to say that it is no such file, cut short, or pickled
-        raise UsageError(f"{shown} is no matrix of numbers ({error}); export it again") from None
-    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind != "f":
-        what = f"an array of {matrix.dtype} {matrix.shape}" if isinstance(matrix, np.ndarray) else "no single array"
+    except Exception as error:  # of no file, or one cut short or pickled; a header can make numpy raise almost any
+        reason = printable(str(error).partition("\n")[0])[:200]
+        raise UsageError(f"{shown} is no matrix of numbers ({reason}); export it again") from None
+    if matrix.ndim != 2 or matrix.dtype.kind != "f":
+        what = f"an array of {matrix.dtype} {matrix.shape}"
         raise UsageError(f"{shown} holds {what}; it must be a matrix of floats with one row a photo")
     return matrix

@@ -50,8 +50,9 @@ class Source:
     def chunks(self) -> Iterator[tuple[list[Record], FloatMatrix]]:
         try:
             lines = self._lines.open("rb")
-        except FileNotFoundError:
-            raise UsageError(f"{printable(str(self._lines))} is missing; it tells whose the vectors are") from None
+        except OSError as error:
+            reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+            raise UsageError(f"{printable(str(self._lines))} {reason}; it tells whose the vectors are") from None
         with lines:
             records = self._records(lines)
             for start in range(0, self.photos, PHOTOS_AT_ONCE):

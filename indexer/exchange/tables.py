@@ -128,7 +128,8 @@ class TableReader:
                 for batch in opened.iter_batches(batch_size=PHOTOS_AT_ONCE, columns=[*names, *more]):
                     records = batch.select(names).to_pylist()
                     yield file, [_as_record(record) for record in records], {name: batch[name] for name in more}
-            except (arrow().ArrowException, OSError) as error:
+            # Of text that is no UTF-8, times that no calendar has, or two columns of one name, Python's own tell.
+            except (arrow().ArrowException, OSError, ValueError, ArithmeticError, LookupError, TypeError) as error:
                 raise _damaged(file, error) from None
 
 
@@ -155,13 +156,14 @@ def _open(file: Path) -> Any:
 
 
 def _damaged(file: Path, error: Exception) -> UsageError:
-    return UsageError(f"{printable(str(file))} cannot be read as Parquet ({error}); export it again")
+    reason = printable(str(error).partition("\n")[0])[:200]
+    return UsageError(f"{printable(str(file))} cannot be read as Parquet ({reason}); export it again")
 
 
 def _as_record(record: Record) -> Record:
     name = record.pop(BYTES, None)
     if isinstance(name, bytes):
-        place = next(column for column in ("path", "image_path") if column in record)
+        place = next((column for column in ("path", "image_path") if column in record), "path")
         record[place] = name.decode("utf-8", "surrogateescape")
     tags = record.get("tags")
     if isinstance(tags, list) and all(isinstance(tag, dict) and {"label", "probability"} <= tag.keys() for tag in tags):

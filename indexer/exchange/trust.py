@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import threading
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -76,7 +77,13 @@ def unit_rows(matrix: NDArray[np.floating[Any]], *, identity: IndexIdentity, pla
 
 
 def compare(
-    arrivals: Sequence[Arrival], vectors: FloatMatrix, *, encoder: Encoder, stores: KnownStores, limits: DecodeLimits
+    arrivals: Sequence[Arrival],
+    vectors: FloatMatrix,
+    *,
+    encoder: Encoder,
+    stores: KnownStores,
+    limits: DecodeLimits,
+    stop: threading.Event,
 ) -> int:
     """Embed a few of the photos that can be read, and hold that against their `vectors` (n, dim); how many those were.
 
@@ -86,6 +93,8 @@ def compare(
     step = max(len(arrivals) // (4 * PHOTOS_TO_COMPARE), 1)
     with closing(IsolatedDecoder(limits=limits)) as decoder:
         for place in range(0, len(arrivals), step):
+            if stop.is_set():
+                break
             arrival = arrivals[place]
             try:
                 data = stores.read(arrival.store, arrival.key, max_bytes=limits.max_file_bytes)

@@ -11,10 +11,19 @@ import numpy as np
 
 from indexer.replicas import Value, Values
 from indexer.replicas.rows import PhotoRow
-from searchengine.errors import IndexFormatError, IndexNotFound
+from searchengine.errors import IndexNotFound, IndexUnusable
 from searchengine.index.layout import IndexIdentity
 from searchengine.milvus.connection import REQUEST_SECONDS, Connection, MilvusPlace
-from searchengine.milvus.schema import MAX_HITS, PART, STATE, State, photos_collection, state_collection, unescaped
+from searchengine.milvus.schema import (
+    MAX_HITS,
+    PART,
+    STATE,
+    State,
+    damaged,
+    photos_collection,
+    state_collection,
+    unescaped,
+)
 from searchengine.vectors import FloatMatrix
 
 ROWS_PER_PAGE = MAX_HITS
@@ -108,9 +117,7 @@ class MilvusReplica:
                 if PART not in name and name not in (STATE, LEASE)
             }
         except (ValueError, KeyError, TypeError):
-            raise IndexFormatError(
-                f"the index at {self.shown} holds facts that cannot be read; copy a local one there anew"
-            ) from None
+            raise damaged(self.shown) from None
 
     def has_changed(self) -> bool:
         return read_state(self._connection) != self._opened_at
@@ -126,12 +133,17 @@ class MilvusReplica:
 
 
 @contextmanager
-def open_replica(address: str) -> Iterator[MilvusReplica]:
-    """Raises IndexNotFound where nothing was ever published there."""
+def open_replica(address: str, *, whole: bool = False) -> Iterator[MilvusReplica]:
+    """Raises IndexNotFound where nothing was ever published there, IndexUnusable where half is and `whole` is asked."""
     with closing(Connection(MilvusPlace.parse(address))) as connection:
         state = read_state(connection)
         if state is None:
             raise IndexNotFound(f"there is no index at {connection.place.shown}")
+        if whole and not is_whole(state):
+            raise IndexUnusable(
+                f"a publication to the index at {connection.place.shown} has begun and not ended; wait for it, or run "
+                "`searchengine index` as before, which ends it"
+            )
         yield MilvusReplica(connection, state.identity)
 
 

@@ -8,6 +8,7 @@ vectors of another encoder go into a collection of their own; the row that names
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -48,8 +49,12 @@ class WritableMilvusReplica:
 
     photos_per_write = 2_000
 
-    def __init__(self, connection: Connection, lease: Lease, identity: IndexIdentity) -> None:
+    def __init__(
+        self, connection: Connection, lease: Lease, identity: IndexIdentity, *, first_commit: int | None = None
+    ) -> None:
+        """From `first_commit` on, commits are counted where there is no index yet."""
         self.identity = identity
+        self._first_commit = new_commit() if first_commit is None else first_commit
         self._connection = connection
         self._lease = lease
         self._photos = photos_collection(connection.name, identity.fingerprint)
@@ -98,7 +103,7 @@ class WritableMilvusReplica:
         images = self.view().count()
         state = State(
             collection=self._photos,
-            commit=before.commit if before else 0,
+            commit=before.commit if before else self._first_commit,
             identity=self.identity,
             images=images,
             vectors=vectors,
@@ -144,6 +149,12 @@ def open_for_writing(address: str, identity: IndexIdentity) -> Iterator[Writable
         make_state_collection(connection)
         with Lease(connection) as lease:
             yield WritableMilvusReplica(connection, lease, identity)
+
+
+def new_commit() -> int:
+    """Where to begin to count: the milliseconds since 1970, so that no number of an index that was dropped, which a
+    staging index may remember, comes again."""
+    return time.time_ns() // 1_000_000
 
 
 def make_state_collection(connection: Connection) -> None:

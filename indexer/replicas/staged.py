@@ -19,8 +19,10 @@ from urllib.parse import quote
 
 from indexer.replicas import Differences
 from indexer.replicas.local import LocalReplica
+from searchengine.errors import IndexUnusable
 from searchengine.index.schema import images
 from searchengine.milvus.connection import MilvusPlace
+from searchengine.text import printable
 
 COLUMNS = ", ".join(column.name for column in images.c if column.name != "id")
 TABLES = f"""
@@ -58,9 +60,21 @@ class Standing(NamedTuple):
 
 
 def read_standing(file: Path) -> Standing | None:
-    """None where nothing was published or fetched."""
-    with closing(_connect(file)) as connection:
-        row = connection.execute("SELECT reached, begun FROM standing").fetchone()
+    """None where nothing was published or fetched. A damaged file is deleted: Milvus can be asked for all that it said.
+
+    Raises IndexUnusable.
+    """
+    try:
+        with closing(_connect(file)) as connection:
+            row = connection.execute("SELECT reached, begun FROM standing").fetchone()
+    except sqlite3.Error as error:
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            raise IndexUnusable(
+                f"{printable(str(file))} cannot be read ({error}); check the disk and its permissions"
+            ) from None
+        for damaged in (file, file.with_name(f"{file.name}-journal")):
+            damaged.unlink(missing_ok=True)
+        return None
     return Standing(*row) if row else None
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import click
@@ -64,7 +65,7 @@ def command(
             folder,
             encoder=encoder,
             root=root,
-            moved=Moved(*moved) if moved else None,
+            moved=Moved(moved[0], _from_here(moved[1])) if moved else None,
             read=not no_read,
             workers=settings.workers or None,
             limits=limits_from(settings),
@@ -73,6 +74,12 @@ def command(
             stop=stop,
         )
     _print(report.as_dict(), as_json=as_json)
+
+
+def _from_here(place: str) -> str:
+    from searchengine.stores import is_url
+
+    return place if is_url(place) else os.path.abspath(place)
 
 
 def _print(counters: dict[str, Any], *, as_json: bool) -> None:

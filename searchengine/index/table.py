@@ -61,7 +61,8 @@ class VectorTable:
     @property
     def living_ids(self) -> Ids:
         """The ids of the vectors that have a photo, rising."""
-        return np.sort(self.ids[self.living_rows])
+        ids: Ids = self.ids[self.living_rows]
+        return ids if self._rising else np.sort(ids)
 
     def ids_of(self, rows: Rows) -> Ids:
         return self.ids[rows]

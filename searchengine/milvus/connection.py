@@ -86,7 +86,7 @@ class MilvusPlace:
         if not _NAME.fullmatch(name):
             raise UsageError(
                 f"{shown} has no name that Milvus takes after its port; write milvus://HOST:PORT/NAME, with letters, "
-                "digits and _ in NAME"
+                "digits and _ in NAME; a file is milvus:///folder/photos.db"
             )
         name_or_number = parts.hostname or ""
         host = f"[{name_or_number}]" if ":" in name_or_number else name_or_number
@@ -100,10 +100,14 @@ class Connection:
     """
 
     def __init__(self, place: MilvusPlace, *, create: bool = False) -> None:
-        """Raises UsageError without the extra, IndexNotFound without the file unless `create`, IndexUnusable."""
+        """Raises UsageError without the extra or the folder of a file, IndexNotFound without the file unless `create`,
+        IndexUnusable."""
         self.place = place
         if place.is_file and not create and not os.path.exists(place.uri):
             raise IndexNotFound(f"there is no index at {place.shown}; copy one there with: searchengine copy")
+        folder = os.path.dirname(place.uri)
+        if place.is_file and not os.path.isdir(folder):
+            raise UsageError(f"there is no folder {printable(folder)}; make it, or write another place for the file")
         self.client = self._connect()
 
     @property

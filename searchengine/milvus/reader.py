@@ -57,7 +57,6 @@ class MilvusIndex:
             self.identity = state.identity
             self._passing = Passing()
             self._remembered = RememberedIds()
-            self._fetched = FetchedVectors(dim=self.dim)
             self._lock = threading.Lock()
             self._snapshot = self._load(state)
         except BaseException:
@@ -99,7 +98,8 @@ class MilvusIndex:
             self._connection,
             state,
             index_type=str((built or {}).get("index_type")),
-            fetched=self._fetched,
+            # Not those of the state before: a copy of another index may have taken its place, and its ids.
+            fetched=FetchedVectors(dim=self.dim),
             passing=self._passing,
         )
 

@@ -130,8 +130,8 @@ class State:
 
 def damaged(place: str) -> IndexFormatError:
     return IndexFormatError(
-        f"the index at {place} does not say what it holds; copy a local one there anew: "
-        f"searchengine copy FOLDER {place}"
+        f"the index at {place} is damaged: it does not say what it holds; drop its collections in Milvus, or delete "
+        f"its file, then index again as before, or copy a local one there: searchengine copy FOLDER {place}"
     )
 
 

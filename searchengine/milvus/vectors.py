@@ -23,7 +23,7 @@ IDS_AT_A_TIME = 4096  # in an expression; of more, one part after the other
 
 
 class FetchedVectors:
-    """Vectors (dim,) by their ids, at most `REMEMBERED_BYTES`; one never changes under its id."""
+    """Vectors (dim,) by their ids, at most `REMEMBERED_BYTES`; of one committed state."""
 
     def __init__(self, *, dim: int) -> None:
         self._kept: OrderedDict[int, FloatMatrix] = OrderedDict()

@@ -48,6 +48,8 @@ class ArchiveStore(Recorded):
         if isinstance(file, LocalFile):
             yield Mount(self.prefix, file.device & MAX_INTEGER)
         try:
+            if next(contents.below(""), None) is None and not contents.trouble:
+                raise StoreUnusable(f"there is nothing in {printable(self.place)}; check whether it is whole")
             for entry in contents.below((prefix or self.prefix).removeprefix(self.prefix)):
                 yield self._stored(entry)
         except Outdated:

@@ -28,6 +28,7 @@ from searchengine.stores import (
     home_of,
     is_url,
 )
+from searchengine.stores.addresses import canonical
 from searchengine.stores.contents import Entry, Outdated
 from searchengine.stores.lists import Row, rows_of, size_of, tag_of, time_ns_of
 from searchengine.stores.local import local_device
@@ -174,8 +175,6 @@ def _stored(entry: Entry) -> StoredPhoto:
 def _key(place: str, of_list: str) -> str:
     """The place by itself. Raises UsageError for one with credentials, ValueError for one that can be none."""
     if is_url(place) or is_url(of_list):
-        from searchengine.stores.remote import canonical
-
         return canonical(place if is_url(place) else _beside(of_list, place))
     path = os.path.join(os.path.dirname(of_list), place)
     archive, inside, member = path.partition(INSIDE)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from searchengine.errors import ImageError, StoreUnusable
 from searchengine.stores import KnownStores, is_url
+from searchengine.stores.addresses import canonical
 from searchengine.text import printable
 
 if TYPE_CHECKING:
@@ -132,8 +133,6 @@ def place_of(location: str) -> str:
     Raises UsageError for a URL that holds credentials, and for a name that no file can have.
     """
     if is_url(location):
-        from searchengine.stores.remote import canonical
-
         return canonical(location)
     try:
         return os.path.realpath(os.path.expanduser(location))

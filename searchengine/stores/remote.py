@@ -6,13 +6,13 @@ A key is the photo's whole URL. Nothing secret is part of it: logins come from w
 from __future__ import annotations
 
 import importlib
-import re
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from urllib.parse import unquote_plus
 
 from searchengine.errors import ImageError, StoreUnusable, UsageError
 from searchengine.stores import HEAD_BYTES, Listed, StoredPhoto, Unlistable, home_of
+from searchengine.stores.addresses import canonical
 from searchengine.stores.background import map_at_once
 from searchengine.stores.local import MAX_INTEGER, is_skipped
 from searchengine.stores.ranged import FileChanged, NotThere, RangedFile
@@ -23,6 +23,7 @@ from searchengine.text import printable
 PART_BYTES = 8 * 2**20
 PARTS_AT_ONCE = 4
 NAMES_AT_ONCE = 1000
+SETTLED_NS = 3 * 10**9
 ATTEMPTS_AT_OPENING = 3
 
 # What a scheme needs: the extra, and packages that it brings.
@@ -36,15 +37,6 @@ NEEDS = {
     "http": ("http", "aiohttp"),
     "https": ("http", "aiohttp"),
 }
-OTHER_NAMES = {"gcs": "gs", "s3a": "s3"}
-# Where what comes after a : is a port; in the name of a bucket it may be anything.
-WITH_PORTS = frozenset({"http", "https", "sftp"})
-# Where a name before an @ tells whom to log in as, or is no login at all.
-NAMED_LOGINS = frozenset({"sftp", "ftp", "smb", "abfs", "abfss"})
-SECRET_PARAMETERS = frozenset(
-    "x-amz-signature x-amz-credential x-amz-security-token x-goog-signature x-goog-credential signature sig "
-    "access_token token api_key apikey".split()
-)
 
 
 class RemoteStore:
@@ -222,7 +214,8 @@ class RemoteFile:
         if photo is None:
             raise NotThere(f"there is nothing at {printable(key)}; check the address")
         self._photo = photo
-        self.size_bytes, self.mtime_ns, self.etag = photo.size_bytes, photo.mtime_ns, photo.etag or None
+        self.size_bytes, self.mtime_ns = photo.size_bytes, photo.mtime_ns
+        self.etag = photo.etag or _tag_of_time(photo)
 
     def read_at(self, offset: int, length: int) -> bytes:
         return self._store.read_range(self._photo, offset, offset + length)
@@ -236,26 +229,10 @@ def open_binary(location: str, *, store: RemoteStore | None = None) -> RangedFil
     return RemoteFile(location, store=store)
 
 
-def canonical(url: str) -> str:
-    """A URL as it is in keys. Raises UsageError where it holds a password or the signature of a presigned one."""
-    scheme, _, rest = url.partition("://")
-    scheme = OTHER_NAMES.get(scheme.lower(), scheme.lower())
-    login, _, host = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")
-    # A password with a / in it looks like a host whose port is no number.
-    is_odd = scheme in WITH_PORTS and not re.fullmatch(r"(\[[^]]*\]|[^:]*)(:\d*)?", host)
-    if is_odd or ":" in login or (login and scheme not in NAMED_LOGINS):
-        raise UsageError(
-            f"the address {scheme}://{'' if is_odd else printable(host) + '/'}... has a login in it, or a port that is "
-            "no number. A login would end up in the index; take it out, and put it where "
-            f"{scheme}:// looks for it (docs/stores.md)"
-        )
-    parameters = (part.partition("=") for part in re.split(r"[&;?#]", "".join(re.split(r"[?#]", rest, maxsplit=1)[1:])))
-    if any(value and unquote_plus(name).lower() in SECRET_PARAMETERS for name, _, value in parameters):
-        raise UsageError(
-            f"the address {scheme}://{printable(host)}/... is signed for a while, or has a token in it; neither belongs into an index. "
-            "Give the place itself (s3://, gs://, az://) with credentials in their usual place"
-        )
-    return f"{scheme}://{rest}"
+def _tag_of_time(photo: StoredPhoto) -> str | None:
+    """Size and time, as for a photo there; a time that has just been may yet become that of two states."""
+    is_settled = 0 < photo.mtime_ns < time.time_ns() - SETTLED_NS
+    return f"{photo.size_bytes:x}-{photo.mtime_ns:x}" if is_settled else None
 
 
 def _open_files(prefix: str) -> RemoteFiles:

@@ -19,6 +19,8 @@ from searchengine.stores.ranged import LocalFile, RangedFile, RangedStream
 # From header to header on a disk; over a network in strides so long that several ranges are fetched at once.
 BUFFER_BYTES, REMOTE_BUFFER_BYTES = 4096, 32 * 2**20
 MAX_HEADER_BYTES = 2**20
+MAX_PADDING_BYTES = 2**20
+"""Of zeros after the end mark: usual are 10 KiB. What is longer may be a file that has not all come yet."""
 # What the library says of headers that make no sense; the last where one announces another by the thousand.
 FAULTS = (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError)
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -71,6 +73,9 @@ class TarStore(ArchiveStore):
             raise CutShort(f"it is damaged after {archive.offset:,} bytes")
         if not end:
             raise CutShort("it has no end mark, so it may break off here; get or pack it again")
+        rest_bytes = file.size_bytes - archive.offset
+        if rest_bytes > MAX_PADDING_BYTES or file.read_at(archive.offset, rest_bytes).strip(b"\0"):
+            raise CutShort("it goes on after its end mark: it is not whole, or several archives in one; pack it again")
 
     def _unpacked(self, file: RangedFile, entry: Entry) -> bytes:
         data = file.read_at(entry.offset, entry.stored_bytes)

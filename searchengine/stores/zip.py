@@ -42,6 +42,8 @@ PACKED_HEAD_BYTES = 4096
 class _Directory(NamedTuple):
     start: int
     size_bytes: int
+    entries: int
+    """By its end, which many packers write modulo 2**16."""
     shift: int
     """By how much all offsets are off: what was put before the archive, such as a program that unpacks it."""
 
@@ -55,7 +57,7 @@ class ZipStore(ArchiveStore):
     def _entries(self, file: RangedFile, state: str) -> Iterator[Entry]:
         """A member's tag is its checksum, so one that stays the same survives a change of its archive."""
         directory = _directory(file)
-        page, at = b"", 0
+        page, at, entries = b"", 0, 0
         place, end = directory.start, directory.start + directory.size_bytes
         while at < len(page) or place < end:
             size_bytes = _size_in_directory(page, at)
@@ -71,6 +73,11 @@ class ZipStore(ArchiveStore):
             if entry is not None and not is_hidden(entry.name):
                 yield entry
             at += size_bytes
+            entries += 1
+        if (entries - directory.entries) % 2**16:
+            raise CutShort(
+                f"its directory has {entries:,} names instead of {directory.entries:,}; repair it with `zip -FF`"
+            )
 
     def _unpacked(self, file: RangedFile, entry: Entry) -> bytes:
         packed = self._packed(file, entry, entry.stored_bytes)
@@ -119,13 +126,13 @@ def _directory(file: RangedFile) -> _Directory:
             break
     else:
         raise Malformed("it is no whole zip archive: its directory is missing at the end; get or pack it again")
-    _, disk, first_disk, _, _, size_bytes, offset, _ = END.unpack_from(tail, at)
+    _, disk, first_disk, _, entries, size_bytes, offset, _ = END.unpack_from(tail, at)
     locator = at - LOCATOR.size
     if locator >= 0 and tail.startswith(b"PK\6\7", locator):
         # Where it says it is, counts from the archive's own start; nearly always it is right before its locator.
         for place in (locator - END_64.size, LOCATOR.unpack_from(tail, locator)[2] - start):
             if place >= 0 and place + END_64.size <= len(tail) and tail.startswith(b"PK\6\6", place):
-                *_, disk, first_disk, _, _, size_bytes, offset = END_64.unpack_from(tail, place)
+                *_, disk, first_disk, _, entries, size_bytes, offset = END_64.unpack_from(tail, place)
                 at = place
                 break
     if disk or first_disk:
@@ -133,7 +140,7 @@ def _directory(file: RangedFile) -> _Directory:
     shift = start + at - size_bytes - offset
     if shift < 0:
         raise Malformed("it is damaged: its directory is not where its end says; repair it with `zip -FF`")
-    return _Directory(start + at - size_bytes, size_bytes, shift)
+    return _Directory(start + at - size_bytes, size_bytes, entries, shift)
 
 
 def _size_in_directory(page: bytes, at: int) -> int | None:
