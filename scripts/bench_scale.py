@@ -61,20 +61,24 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--sizes", default="100000,1000000,10000000")
     parser.add_argument("--queries", type=int, default=50, help="of each of three kinds")
+    parser.add_argument("--keep", action="store_true", help="search what was built before")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     options = parser.parse_args()
     made = Clusters.from_data(options.data)
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     print(f"{cpu_name()}, {os.cpu_count()} cores, {memory_gib:.0f} GiB; load before: {os.getloadavg()[0]:.1f}")
     print(f"{made.about}; {made.dim} dimensions, k {K}, {options.queries} queries of each kind")
-    records = [measured(made, int(size), work=options.work, count=options.queries) for size in options.sizes.split(",")]
+    records = [
+        measured(made, int(size), work=options.work, count=options.queries, keep=options.keep)
+        for size in options.sizes.split(",")
+    ]
     print()
     print("\n".join(table(records)))
     if options.json:
         options.json.write_text(json.dumps(records, indent=1))
 
 
-def measured(made: Clusters, n: int, *, work: Path, count: int) -> dict[str, Any]:
+def measured(made: Clusters, n: int, *, work: Path, count: int, keep: bool) -> dict[str, Any]:
     folder = work / f"clusters-{n}"
     if not (folder / MADE).exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -82,16 +86,10 @@ def measured(made: Clusters, n: int, *, work: Path, count: int) -> dict[str, Any
         write_index_folder(Stream(made, n), folder)
         (folder / MADE).write_text(json.dumps({"seconds": time.perf_counter() - started}))
         print(f"{n:,} vectors written in {time.perf_counter() - started:.0f} s", flush=True)
-    command = [sys.executable, "-m", "searchengine", "compact", "--kind", "ivf", "--rebuild", "--index", str(folder)]
-    started, peak_mib = time.perf_counter(), 0.0
-    with subprocess.Popen([*command, "--json"], stdout=subprocess.DEVNULL) as process:
-        while process.poll() is None:
-            peak_mib = max(peak_mib, own_mib(process.pid))
-            time.sleep(LOOK_EVERY_S)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    record: dict[str, Any] = {"n": n, "build_s": time.perf_counter() - started, "build_peak_mib": peak_mib}
-    print(f"{n:,} vectors: built in {record['build_s']:.0f} s", flush=True)
+    record: dict[str, Any] = {"n": n, "build_s": 0.0, "build_peak_mib": 0.0}
+    if not keep:
+        record |= built(folder)
+        print(f"{n:,} vectors: built in {record['build_s']:.0f} s", flush=True)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         record |= pool.submit(searched, folder, made.queries(count)).result()
         record["recall"] = pool.submit(recall, folder, made.queries(count), record.pop("found")).result()
@@ -101,6 +99,19 @@ def measured(made: Clusters, n: int, *, work: Path, count: int) -> dict[str, Any
     }
     print(json.dumps(record), flush=True)
     return record
+
+
+def built(folder: Path) -> dict[str, float]:
+    """By the command, from its start to its exit."""
+    command = [sys.executable, "-m", "searchengine", "compact", "--kind", "ivf", "--rebuild", "--index", str(folder)]
+    started, peak_mib = time.perf_counter(), 0.0
+    with subprocess.Popen([*command, "--json"], stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            peak_mib = max(peak_mib, own_mib(process.pid))
+            time.sleep(LOOK_EVERY_S)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+    return {"build_s": time.perf_counter() - started, "build_peak_mib": peak_mib}
 
 
 def searched(folder: Path, queries: dict[str, FloatMatrix]) -> dict[str, Any]:
