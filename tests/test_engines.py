@@ -161,9 +161,8 @@ class ThreadLink:
 # -- processes of this machine ---------------------------------------------------------------------------------------
 
 
-def test_two_processes_make_the_index_that_one_makes(
-    library: Path, alone: Path, source: FakeSource, tmp_path: Path
-) -> None:
+def test_two_processes_make_the_index_that_one_makes(library: Path, alone: Path, tmp_path: Path) -> None:
+    source = FakeSource(name="fake", log=tmp_path / "log", seconds=0.05, together=2)
     reports = [
         build(tmp_path / name, [library], encoder=FakeEncoder(), batch_size=8, isolated=False, engine=engine)
         for name, engine in (("one", None), ("two", ProcessEngine(source, devices=["cpu", "cpu"])))
@@ -179,7 +178,7 @@ def test_two_processes_make_the_index_that_one_makes(
 
 @needs_proc
 def test_a_killed_process_costs_no_photo_and_doubles_none(library: Path, alone: Path, tmp_path: Path) -> None:
-    source = FakeSource(name="fake", log=tmp_path / "log", seconds=0.05)
+    source = FakeSource(name="fake", log=tmp_path / "log", seconds=0.05, together=2)
     killed: list[int] = []
 
     def kill_one(progress: object) -> None:
@@ -637,7 +636,7 @@ def cluster() -> Iterator[Any]:
 def test_two_nodes_of_a_ray_cluster_make_the_index_that_one_process_makes(
     cluster: Any, library: Path, alone: Path, tmp_path: Path
 ) -> None:
-    source = FakeSource(name="fake", log=tmp_path / "log", seconds=0.05)
+    source = FakeSource(name="fake", log=tmp_path / "log", seconds=0.05, together=2)
     report = build(
         tmp_path / "index",
         [library],
@@ -654,7 +653,7 @@ def test_two_nodes_of_a_ray_cluster_make_the_index_that_one_process_makes(
 def test_a_ray_node_that_is_killed_costs_no_photo_and_doubles_none(
     cluster: Any, library: Path, alone: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    source = FakeSource(name="fake", log=tmp_path / "log", seconds=0.05)
+    source = FakeSource(name="fake", log=tmp_path / "log", seconds=0.05, together=2)
     killing: list[threading.Thread] = []
 
     def kill_one(progress: object) -> None:

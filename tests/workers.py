@@ -21,13 +21,14 @@ from searchengine.vectors import FloatMatrix, PixelBatch
 class FakeSource(EncoderSource):
     """Loads an encoder that leaves a line in `log` for each batch: the process, its device, and how many photos.
 
-    `seconds`: that it takes over a batch. `fails`: kill, raise: what it does instead of encoding a black photo; load,
-    disk, machine, start: how it cannot be loaded at all.
+    `seconds`: that it takes over a batch. `together`: how many must be loaded before one begins. `fails`: kill, raise:
+    what it does instead of encoding a black photo; load, disk, machine, start: how it cannot be loaded at all.
     """
 
     log: Path
     seconds: float = 0.0
     fails: str = ""
+    together: int = 1
 
     def load(self, device: str) -> FakeEncoder:
         if self.fails == "load":
@@ -38,7 +39,15 @@ class FakeSource(EncoderSource):
             raise SearchEngineError("a process to decode photos in does not start")
         if self.fails == "start":
             os.kill(os.getpid(), signal.SIGKILL)
+        self._wait_for_the_others()
         return LoggingEncoder(self, device)
+
+    def _wait_for_the_others(self) -> None:
+        """So that none does all of the work before another has started, as on a busy machine."""
+        self.log.with_name(f"loaded-{os.getpid()}").touch()
+        end = time.monotonic() + 60
+        while len(list(self.log.parent.glob("loaded-*"))) < self.together and time.monotonic() < end:
+            time.sleep(0.02)
 
 
 class LoggingEncoder(FakeEncoder):
