@@ -4,7 +4,8 @@
 
 Crops of 224 pixels, RGB. All take turns, photo by photo; times are CPU time
 of one thread, medians of rounds. The difference to Pillow's full decode and the same resize is in grey levels, mean
-over photos and largest mean of one. Below: what PNG, WebP and HEIC cost, of which how much is the decoder's.
+over photos and largest mean of one. Below: what it takes to decode in a process of its own, as indexing does (elapsed
+time, its start left out); what PNG, WebP and HEIC cost, of which how much is the decoder's.
 simplejpeg and opencv-python-headless are left out where they are not installed.
 """
 
@@ -15,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ import numpy as np
 from hardware import cpu_name
 from PIL import Image
 
-from searchengine.decode import crop_pixels, decode_bytes, open_image
+from searchengine.decode import DEFAULT_LIMITS, crop_pixels, decode_bytes, open_image
+from searchengine.isolation import IsolatedDecoder
 
 ROOT = Path(__file__).parent.parent
 SIDE = 224
@@ -46,6 +49,7 @@ def main() -> None:
             encoded = [file.read_bytes() for file in files]
             print(f"{len(files)} JPEGs of {size}: CPU ms a photo, difference to the full decode, mean and worst photo")
             figures[size] = take_turns(jpeg_decoders(), encoded, options.rounds)
+            figures[size]["isolation"] = isolation(encoded, options.rounds)
             if size == "500 x 375":
                 for kind, parameters in {"PNG": {}, "WEBP": {"quality": 90}, "HEIF": {"quality": 90}}.items():
                     print(f"as {kind}")
@@ -146,6 +150,26 @@ def take_turns(decoders: dict[str, Decode], encoded: list[bytes], rounds: int) -
         median, mean = statistics.median(milliseconds[name]), statistics.fmean(differences[name])
         found[name] = {"cpu_ms": median, "mean_difference": mean, "worst_photo": max(differences[name])}
         print(f"    {name:30s} {median:7.2f}   {mean:6.4f}   {max(differences[name]):.3f}")
+    return found
+
+
+def isolation(encoded: list[bytes], rounds: int) -> dict[str, float]:
+    """Elapsed ms a photo in this process and in one of its own, in turns; medians of rounds."""
+    milliseconds: dict[str, list[float]] = {"here": [], "isolated": []}
+    with closing(IsolatedDecoder(limits=DEFAULT_LIMITS)) as decoder:
+        decoder.decode_bytes(encoded[0], image_size=SIDE)
+        kinds: dict[str, Decode] = {
+            "here": ours,
+            "isolated": lambda data: decoder.decode_bytes(data, image_size=SIDE).pixels,
+        }
+        for _ in range(rounds):
+            for name, decode in kinds.items():
+                started = time.perf_counter()
+                for data in encoded:
+                    decode(data)
+                milliseconds[name].append(1000 * (time.perf_counter() - started) / len(encoded))
+    found = {name: statistics.median(values) for name, values in milliseconds.items()}
+    print(f"    in a process of its own: {found['isolated']:.2f} ms elapsed, {found['here']:.2f} in this one")
     return found
 
 

@@ -20,20 +20,23 @@ import io
 import os
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from searchengine.colours import to_rgb
 from searchengine.errors import ImageError
 from searchengine.formats import EXTENSIONS_BY_FORMAT, looks_like_photo, register_heif
 from searchengine.metadata import PhotoMetadata, read_metadata, read_orientation
 from searchengine.stores import KnownStores
 
 if TYPE_CHECKING:
+    # numpy is loaded where it is needed: the processes that decode do without it.
+    import numpy as np
+    from numpy.typing import NDArray
+
     from searchengine.settings import Settings
 
 T = TypeVar("T")
@@ -63,8 +66,6 @@ REASONS = (
     (r"^no image data$", "it holds no picture"),
     (r"tile cannot extend", "damaged: a part of the picture lies outside of it"),
 )
-
-STRIP_PIXELS = 2**20
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -123,12 +124,21 @@ def decode_file(
 
 def decode_bytes(data: bytes, *, image_size: int, limits: DecodeLimits = DEFAULT_LIMITS) -> Photo:
     """Decode an encoded picture. Raises ImageError with a reason that a person understands."""
+    import numpy as np
+
+    crop, metadata = decode_crop(data, image_size=image_size, limits=limits)
+    return Photo(pixels=np.asarray(crop), metadata=metadata)
+
+
+def decode_crop(
+    data: bytes, *, image_size: int, limits: DecodeLimits = DEFAULT_LIMITS
+) -> tuple[Image.Image, PhotoMetadata]:
+    """`decode_bytes`, its crop as a picture: RGB, `image_size` wide and high. Raises ImageError."""
     image = open_image(data, limits=limits)
     size = image.size  # of the whole picture: loading may reduce it
     _guarded(lambda: _load_reduced(image, side_px=2 * image_size))
     metadata = _guarded(lambda: read_metadata(image, size=size))
-    pixels = _guarded(lambda: crop_pixels(image, image_size=image_size))
-    return Photo(pixels=pixels, metadata=metadata)
+    return _guarded(lambda: crop_of(image, image_size=image_size)), metadata
 
 
 def inspect_bytes(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> PhotoMetadata:
@@ -172,6 +182,13 @@ def open_image(data: bytes, *, limits: DecodeLimits = DEFAULT_LIMITS) -> Image.I
 
 def crop_pixels(image: Image.Image, *, image_size: int) -> NDArray[np.uint8]:
     """Resize the short side to `image_size`, crop the centre, return uint8 RGB (image_size, image_size, 3)."""
+    import numpy as np
+
+    return np.asarray(crop_of(image, image_size=image_size))
+
+
+def crop_of(image: Image.Image, *, image_size: int) -> Image.Image:
+    """The same as a picture."""
     image = to_rgb(upright(image))
     width, height = image.size
     short = min(width, height)
@@ -186,8 +203,7 @@ def crop_pixels(image: Image.Image, *, image_size: int) -> NDArray[np.uint8]:
     )
     if scaled != image.size:
         image = image.resize(scaled, Image.Resampling.BICUBIC)
-    pixels: NDArray[np.uint8] = np.asarray(_centre(image, width=image_size, height=image_size))
-    return pixels
+    return _centre(image, width=image_size, height=image_size)
 
 
 def _load_reduced(image: Image.Image, *, side_px: int) -> None:
@@ -205,54 +221,6 @@ def upright(image: Image.Image) -> Image.Image:
     image.load()  # what is damaged here is the picture, and no reason to pass over
     turn = TURNS.get(read_orientation(image))
     return image if turn is None else image.transpose(turn)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB: alpha over white, deep greys scaled to 8 bits."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return _in_strips(image, _greys_to_rgb(*_range_of(image)))
-    if image.has_transparency_data:  # an alpha channel, or one colour that is declared transparent
-        return _in_strips(image, _over_white)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """`convert` strip by strip, for what it needs by the way is several times the picture."""
-    whole = Image.new("RGB", image.size)
-    for top, strip in _strips(image):
-        whole.paste(convert(strip), (0, top))
-    return whole
-
-
-def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    rows = max(1, STRIP_PIXELS // image.width)
-    for top in range(0, image.height, rows):
-        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
-def _range_of(image: Image.Image) -> tuple[float, float]:
-    """The values that become black and white."""
-    parts = [_finite(strip) for _, strip in _strips(image)]
-    low, high = min(0.0, *(float(part.min()) for part in parts)), max(float(part.max()) for part in parts)
-    # Data that fits a usual depth keeps that depth's white; otherwise its own maximum is white.
-    return low, next((white for white in (1.0, 255.0, 65535.0) if high <= white), high)
-
-
-def _greys_to_rgb(low: float, white: float) -> Callable[[Image.Image], Image.Image]:
-    def convert(image: Image.Image) -> Image.Image:
-        greys = np.clip((_finite(image) - low) * (255.0 / max(white - low, 1e-6)), 0, 255).astype(np.uint8)
-        return Image.fromarray(greys).convert("RGB")
-
-    return convert
-
-
-def _finite(image: Image.Image) -> NDArray[np.float32]:
-    return np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0, neginf=0)
 
 
 def _centre(image: Image.Image, *, width: int, height: int) -> Image.Image:

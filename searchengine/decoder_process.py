@@ -16,13 +16,13 @@ from dataclasses import asdict
 from enum import IntEnum
 from typing import Any
 
-from searchengine import __version__
+from searchengine import __version__, shared_memory
 from searchengine.decode import (
     NONSENSE,
     OUT_OF_MEMORY,
     UNDECODABLE,
     DecodeLimits,
-    decode_bytes,
+    decode_crop,
     inspect_bytes,
     open_image,
     thumbnail,
@@ -55,9 +55,13 @@ class Work(IntEnum):
     THUMBNAIL = 2
 
 
-def serve(limits_by_name: dict[str, Any]) -> None:
-    """Answer requests on descriptor 0 on descriptor 1, within `DecodeLimits(**limits_by_name)`."""
+def serve(limits_by_name: dict[str, Any], shared: int | None) -> None:
+    """Answer requests on descriptor 0 on descriptor 1, within `DecodeLimits(**limits_by_name)`.
+
+    `shared`: the descriptor of memory that the parent shares; photos and pixels that fit into it go through it.
+    """
     limits = DecodeLimits(**limits_by_name)
+    memory = shared_memory.attach(shared)
     with open(os.devnull, "r+b") as null:
         requests, answers = os.fdopen(os.dup(0), "rb", buffering=PIPE_BYTES), os.fdopen(os.dup(1), "wb", buffering=0)
         # What a decoder prints must not get among the answers.
@@ -69,13 +73,15 @@ def serve(limits_by_name: dict[str, Any]) -> None:
         answers.write(READY)
         while header := requests.read(REQUEST.size):
             number, work, side_px, size = REQUEST.unpack(header)
-            data = requests.read(size)
+            data = bytes(memory[:size]) if size <= len(memory) else requests.read(size)
             if len(data) < size:
                 return
             _set_timer(limits.max_seconds)
             answer, pixels = _answer(data, work=Work(work), side_px=side_px, limits=limits)
             _set_timer(0)
             encoded = json.dumps(answer).encode()
+            if len(pixels) <= len(memory):
+                memory[: len(pixels)], pixels = pixels, b""
             _write(answers, b"".join((ANSWER.pack(number, len(encoded)), encoded, pixels)))
     except MemoryError:
         os._exit(EXIT_OUT_OF_MEMORY)
@@ -83,17 +89,15 @@ def serve(limits_by_name: dict[str, Any]) -> None:
         pass  # the parent has ended
 
 
-def _answer(
-    data: bytes, *, work: Work, side_px: int, limits: DecodeLimits
-) -> tuple[dict[str, Any], bytes | memoryview]:
+def _answer(data: bytes, *, work: Work, side_px: int, limits: DecodeLimits) -> tuple[dict[str, Any], bytes]:
     try:
         if work is Work.INSPECT:
             return asdict(inspect_bytes(data, limits=limits)), b""
         if work is Work.THUMBNAIL:
             small = thumbnail(data, max_side_px=side_px, limits=limits)
             return asdict(PhotoMetadata(width=small.width, height=small.height)), small.tobytes()
-        photo = decode_bytes(data, image_size=side_px, limits=limits)
-        return asdict(photo.metadata), photo.pixels.data.cast("B")
+        crop, metadata = decode_crop(data, image_size=side_px, limits=limits)
+        return asdict(metadata), crop.tobytes()
     except ImageError as error:
         reason = str(error)
     if reason == OUT_OF_MEMORY:

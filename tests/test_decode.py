@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from searchengine.colours import to_rgb
 from searchengine.decode import (
     DecodeLimits,
     crop_pixels,
@@ -30,7 +31,6 @@ from searchengine.decode import (
     inspect_bytes,
     open_image,
     thumbnail,
-    to_rgb,
     upright,
 )
 from searchengine.errors import ImageError
@@ -255,7 +255,7 @@ def test_a_picture_is_converted_in_strips_as_it_is_whole(mode: str, monkeypatch:
             image.info["transparency"] = {"P": 3, "L": 77}.get(mode, image.getpixel((0, 0)))
     assert image.mode == mode
     whole = to_rgb(image)
-    monkeypatch.setattr("searchengine.decode.STRIP_PIXELS", 100)
+    monkeypatch.setattr("searchengine.colours.STRIP_PIXELS", 100)
     assert to_rgb(image).tobytes() == whole.tobytes()
     assert whole.mode == "RGB"
 

@@ -31,6 +31,7 @@ from searchengine.decoder_process import ANSWER
 from searchengine.errors import ImageError, SearchEngineError
 from searchengine.formats import EXTENSIONS
 from searchengine.isolation import IsolatedDecoder
+from searchengine.shared_memory import SHARED_BYTES
 from searchengine.stores import StoredPhoto
 
 pytestmark = needs_proc
@@ -63,6 +64,12 @@ def open_decoder() -> Iterator[Callable[..., IsolatedDecoder]]:
     for decoder in opened:
         decoder.close()
     assert not children()
+
+
+@pytest.fixture
+def pipes_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where processes cannot share memory."""
+    monkeypatch.delattr(os, "memfd_create", raising=False)
 
 
 def png(seed: int) -> bytes:
@@ -126,18 +133,49 @@ def test_no_process_is_started_before_there_is_a_photo(open_decoder: Callable[..
     assert len(children()) == 1
 
 
-def test_a_file_of_many_megabytes_passes_through(open_decoder: Callable[..., IsolatedDecoder]) -> None:
-    content = png(1) + os.urandom(30 * 2**20)
-    assert_same(open_decoder().decode_bytes(content, image_size=SIZE), decode_bytes(png(1), image_size=SIZE))
+def check_files_of_all_sizes(decoder: IsolatedDecoder) -> None:
+    expected = decode_bytes(png(1), image_size=SIZE)
+    for size in (len(png(1)), 2**20, SHARED_BYTES, SHARED_BYTES + 1, 30 * 2**20, len(png(1))):
+        assert_same(decoder.decode_bytes(png(1).ljust(size, b"."), image_size=SIZE), expected)
+    large = decoder.thumbnail(large_png(2000), max_side_px=2000)  # more than the memory takes
+    assert large.shape == (2000, 2000, 3)
+    assert not large.any()
 
 
-def test_the_process_holds_the_decoders_and_no_encoder(open_decoder: Callable[..., IsolatedDecoder]) -> None:
-    open_decoder().inspect_bytes(png(1))
+def test_files_of_all_sizes_pass_through_shared_memory_or_past_it(
+    open_decoder: Callable[..., IsolatedDecoder],
+) -> None:
+    check_files_of_all_sizes(open_decoder())
+
+
+@pytest.mark.usefixtures("pipes_only")
+def test_files_of_all_sizes_pass_through_pipes(open_decoder: Callable[..., IsolatedDecoder]) -> None:
+    check_files_of_all_sizes(open_decoder())
+
+
+def shared_memory_of(pid: int) -> list[Path]:
+    return [link for link in Path(f"/proc/{pid}/fd").iterdir() if "memfd:" in os.readlink(link)]
+
+
+def test_the_process_cannot_cut_off_the_memory_that_it_shares(open_decoder: Callable[..., IsolatedDecoder]) -> None:
+    first, second = open_decoder(), open_decoder()
+    for decoder in (first, second):
+        decoder.inspect_bytes(png(1))
+    for child in children():
+        (memory,) = shared_memory_of(child)  # its own, not that of the other
+        with memory.open("r+b") as file:
+            for size in (0, SHARED_BYTES - 1, SHARED_BYTES + 1):
+                with pytest.raises(PermissionError):
+                    os.ftruncate(file.fileno(), size)
+
+
+def test_the_process_holds_the_decoders_and_nothing_heavy(open_decoder: Callable[..., IsolatedDecoder]) -> None:
+    open_decoder().decode_bytes(png(1), image_size=SIZE)
     (child,) = children()
     mapped = Path(f"/proc/{child}/maps").read_text()
     assert "_imaging" in mapped
-    assert "torch" not in mapped
-    assert "faiss" not in mapped
+    for heavy in ("numpy", "torch", "faiss"):
+        assert heavy not in mapped
 
 
 # -- what a photo may do ---------------------------------------------------------------------------------------------
@@ -303,6 +341,14 @@ LIES = {
 }
 
 
+@pytest.mark.usefixtures("hostile")
+def test_the_memory_of_a_child_that_lies_is_not_kept(open_decoder: Callable[..., IsolatedDecoder]) -> None:
+    decoder = open_decoder(max_seconds=1)
+    twice = answer(METADATA) * 2
+    decoder.decode_bytes(b"LIE:" + twice, image_size=SIZE)  # what it says of the photo itself has to be believed
+    assert_same(decoder.decode_bytes(png(1), image_size=SIZE), decode_bytes(png(1), image_size=SIZE))
+
+
 @pytest.mark.parametrize("lie", LIES)
 @pytest.mark.usefixtures("hostile")
 def test_nonsense_from_the_child_is_not_believed(lie: str, open_decoder: Callable[..., IsolatedDecoder]) -> None:
@@ -312,7 +358,7 @@ def test_nonsense_from_the_child_is_not_believed(lie: str, open_decoder: Callabl
 
 
 @pytest.mark.parametrize("said", [b"", answer(METADATA, length=300), answer(METADATA, pixels=bytes(100))])
-@pytest.mark.usefixtures("hostile")
+@pytest.mark.usefixtures("hostile", "pipes_only")
 def test_a_child_that_stops_in_mid_answer_and_its_own_clock_is_killed(
     said: bytes, open_decoder: Callable[..., IsolatedDecoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,7 +368,7 @@ def test_a_child_that_stops_in_mid_answer_and_its_own_clock_is_killed(
     assert not children()
 
 
-@pytest.mark.usefixtures("hostile")
+@pytest.mark.usefixtures("hostile", "pipes_only")
 def test_an_answer_too_much_does_not_become_the_next_photos(open_decoder: Callable[..., IsolatedDecoder]) -> None:
     decoder = open_decoder(max_seconds=1)
     pixels = bytes(3 * SIZE * SIZE)
@@ -416,7 +462,8 @@ def test_without_the_means_of_unix_it_still_works_and_ends_in_time(
     bare = "import signal, sys\nsys.modules['resource'] = None\ndel signal.setitimer, signal.SIGALRM\n"
     (tmp_path / "sitecustomize.py").write_text(bare + SITECUSTOMIZE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr("searchengine.isolation.fcntl", None)
+    for module in ("isolation", "shared_memory"):
+        monkeypatch.setattr(f"searchengine.{module}.fcntl", None)
     monkeypatch.delattr(select, "poll")
     decoder = open_decoder(max_seconds=1)
     expected = decode_bytes(png(1), image_size=SIZE)
