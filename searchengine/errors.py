@@ -24,6 +24,8 @@ A message names the object, the value found and the remedy. The command line pri
 standard error and exits with the class's ``exit_code``.
 """
 
+from __future__ import annotations
+
 
 class SearchEngineError(Exception):
     exit_code = 3
@@ -38,7 +40,9 @@ class QueryError(UsageError):
 
 
 class PhotoNotFound(QueryError):
-    pass
+    @classmethod
+    def by_id(cls, photo_id: int) -> PhotoNotFound:
+        return cls(f"the index has no photo with id {photo_id}; ids are in the results of a search")
 
 
 class SettingError(UsageError):

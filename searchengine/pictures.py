@@ -31,7 +31,7 @@ def picture_of(image: ImageSource | int, *, index: PhotoIndex, encoder: Encoder)
         row = index.image(int(image)) if 0 < image < 2**63 else None
         stored = None if row is None else _stored(index, row.vector_id)
         if stored is None:
-            raise PhotoNotFound(f"the index has no photo with id {image}; ids are in the results of a search")
+            raise PhotoNotFound.by_id(image)
         return stored
     try:
         if isinstance(image, str | os.PathLike):

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from searchengine.web.uploads import MULTIPART
+from searchengine.web.uploads import MULTIPART, media_type_of
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -31,7 +31,7 @@ def query_of(request: Request, model: type[Model]) -> Model:
 
 async def json_of(request: Request, model: type[Model]) -> Model:
     """Raises HTTPException 415 for a body of another type, RequestValidationError for one that does not fit."""
-    if request.headers.get("content-type", "").split(";")[0].strip().lower() != JSON:
+    if media_type_of(request.headers) != JSON:
         raise HTTPException(415, f"the body must be {JSON} or {MULTIPART}")
     try:
         return model.model_validate_json(await request.body())

@@ -112,7 +112,7 @@ class Opened:
             with suppress(KeyError):
                 vectors[place] = self.index.vector(rows[photo].vector_id)
                 continue
-            raise PhotoNotFound(f"the index has no photo with id {photo}; ids are in the results of a search")
+            raise PhotoNotFound.by_id(photo)
         return [rows[photo] for photo in ids], vectors
 
     def class_vectors(self, labels: Sequence[str], templates: Sequence[str]) -> FloatMatrix:

@@ -25,7 +25,7 @@ from searchengine.errors import IndexFormatError, IndexUnusable, ModelMismatch, 
 from searchengine.index.commits import Commits
 from searchengine.index.layout import IndexPaths
 from searchengine.index.protocol import PhotoIndex
-from searchengine.milvus.connection import is_milvus
+from searchengine.milvus import is_milvus
 from searchengine.settings import Settings
 from searchengine.web.caches import BoundedCache
 from searchengine.web.decoders import DecoderPool

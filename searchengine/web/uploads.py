@@ -59,7 +59,7 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        is_upload = headers.get("content-type", "").strip().lower().startswith(MULTIPART)
+        is_upload = media_type_of(headers) == MULTIPART
         max_bytes = self._max_upload_bytes if is_upload else self._max_other_bytes
         declared = headers.get("content-length", "")
         too_large = HTTPException(413, f"the body of the request is larger than the limit of {max_bytes:,} bytes")
@@ -116,9 +116,14 @@ class Upload:
     images: list[UploadedImage]
 
 
+def media_type_of(headers: Headers) -> str:
+    """Of the body, without its parameters; empty if it has none."""
+    return headers.get("content-type", "").split(";")[0].strip().lower()
+
+
 def is_upload(request: Request) -> bool:
     """Whether the body is a multipart form."""
-    return request.headers.get("content-type", "").split(";")[0].strip().lower() == MULTIPART
+    return media_type_of(request.headers) == MULTIPART
 
 
 async def read_upload(request: Request) -> Upload:

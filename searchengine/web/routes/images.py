@@ -206,7 +206,7 @@ async def _fetched(row: ImageRow, service: Service) -> Original:
 def _row(image_id: int, opened: Opened) -> ImageRow:
     row = opened.index.image(image_id)
     if row is None:
-        raise PhotoNotFound(f"the index has no photo with id {image_id}; ids are in the results of a search")
+        raise PhotoNotFound.by_id(image_id)
     return row
 
 

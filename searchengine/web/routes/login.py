@@ -12,6 +12,7 @@ from starlette.responses import RedirectResponse
 from searchengine.web.answers import problems
 from searchengine.web.bodies import form_of
 from searchengine.web.security import Access
+from searchengine.web.uploads import media_type_of
 
 router = APIRouter(tags=["access"])
 
@@ -35,7 +36,7 @@ def access_of(request: Request) -> Access:
 async def login(request: Request, access: Annotated[Access, Depends(access_of)]) -> RedirectResponse:
     """Exchange the token for a cookie, and go on to the page. 404: the service has no token, and wants none."""
     # By hand, for anybody may send this: no files, and little text.
-    if request.headers.get("content-type", "").split(";")[0].strip().lower() != FORM:
+    if media_type_of(request.headers) != FORM:
         raise HTTPException(415, f"the token comes as a form; send it as {FORM}")
     fields = await request.form(max_files=0, max_fields=8, max_part_size=8192)
     form = form_of({name: [str(value) for value in fields.getlist(name)] for name in fields}, LoginForm)
