@@ -1,11 +1,15 @@
-"""How fast CLIP's image tower is on a GPU: ours against transformers with the same random weights.
+"""How fast CLIP's image tower is on a GPU, ours against transformers with the same random weights; and an index run.
 
-    scripts/bench_gpu.py [--batches 1 8 64 512] [--precisions fp32 bf16 fp16] [--rounds 10] [--device cuda]
+    scripts/bench_gpu.py [--batches 1 8 64 512] [--precisions fp32 bf16 fp16] [--rounds 10] [--photos 8192]
 
 Each batch starts in memory, is copied to the device and its embeddings back: ours takes uint8 crops, transformers
 normalised floats that were made and pinned beforehand. Both take turns in every round. MFU is the share of the peak of
 bf16 products that the operations of the whole network reach: of the peak measured here, and of the data sheet's.
-Without a CUDA device it says so and exits with 2. `--device cpu` only tests this script. Needs the extra `bench`.
+
+The index run is all of `searchengine index` over files of 500 x 375, no two alike. Beside it stand what the cores
+decode (D) and the device encodes (E) while nothing else is done; both at once can do no more than the slower of them.
+Without a CUDA device it says so and exits with 2. `--device cpu` only tests this script: give it few `--photos`.
+Needs the extra `bench`.
 """
 
 import argparse
@@ -18,13 +22,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench_encode import Job, normalised, random_clip, tasks
+from bench_encode import ROOT, Job, normalised, random_clip, tasks
+from bench_ingest_contenders import limits, rate
+from bench_ingest_photos import make
 from transformers import CLIPModel
 
+from indexer.pipeline import build
 from searchengine.models.clip.encoder import ClipEncoder
+from searchengine.models.devices import suitable_batch
 
 # Dense bf16, in FLOP/s, of NVIDIA's data sheets; the first name that a device's name contains.
 DATA_SHEET = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "4090": 165.2e12}
+# Photos that are made by Pillow; the files after them are these again, with a number behind their end.
+PICTURES, PHOTO_SIZE = 256, "500 x 375"
+GOAL = 0.85
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -33,6 +44,11 @@ def main() -> None:
     arguments.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 64, 128, 256, 512])
     arguments.add_argument("--precisions", nargs="+", choices=DTYPES, default=list(DTYPES))
     arguments.add_argument("--rounds", type=int, default=10)
+    photos = ROOT.parent / "shared/data/coco_cc/images"
+    arguments.add_argument(
+        "--folder", type=Path, default=photos, help="photos that those of the index run are made from"
+    )
+    arguments.add_argument("--photos", type=int, default=8192, help="of the index run; 0 for none")
     arguments.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     options = arguments.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -48,12 +64,45 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         file = Path(folder, "model.safetensors")
+        photos = make_photos(options.folder, Path(folder, "photos"), options.photos)
         for precision in options.precisions:
             reference = CLIPModel.from_pretrained(folder, dtype=DTYPES[precision]).eval().to(options.device)
             encoder = ClipEncoder(name="random", weights_file=file, device=options.device, precision=precision)
             for job, side, inputs in tasks(model, crops, options.batches):
                 if side == "images":
                     bench(job, precision, reference, encoder, inputs(0), options.rounds, options.device, (peak, sheet))
+            if photos:
+                index(encoder, photos, precision, options.device)
+
+
+def index(encoder: ClipEncoder, photos: list[Path], precision: str, device: str) -> None:
+    """Three runs, the limits sampled before each of them."""
+    batch = suitable_batch(device)
+    crops = np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), dtype=np.uint8)
+    rates, decode, encode = [], [], []
+    for _ in range(3):
+        decode.append(limits(encoder, photos)["decode"])
+        encode.append(rate(lambda: encoder.encode_pixels(crops), batch))
+        with tempfile.TemporaryDirectory() as out:
+            started = time.perf_counter()
+            report = build(Path(out, "index"), [photos[0].parent], encoder=encoder, batch_size=batch)
+            rates.append(len(photos) / (time.perf_counter() - started))
+            assert report.added == len(photos), report
+    share = statistics.median(r / min(d, e) for r, d, e in zip(rates, decode, encode, strict=True))
+    d, e, r = (statistics.median(values) for values in (decode, encode, rates))
+    print(f"index, {precision}, {len(photos)} photos of {PHOTO_SIZE}, batch {batch}: {r:.1f} img/s; "
+          f"D {d:.1f}, E {e:.1f} img/s; {share:.2f} of the slower")  # fmt: skip
+    if device == "cuda":
+        print(f"  {'met' if share >= GOAL else 'NOT MET':8s} {share:<8.3g} at least {GOAL} of the slower of D and E")
+
+
+def make_photos(source: Path, folder: Path, count: int) -> list[Path]:
+    files = make(source, folder, size=PHOTO_SIZE, count=min(count, PICTURES))
+    for number in range(len(files), count):
+        file = folder / f"{number:06}.jpg"
+        file.write_bytes(files[number % PICTURES].read_bytes() + b"%06d" % number)
+        files.append(file)
+    return files
 
 
 def bench(

@@ -26,6 +26,7 @@ from searchengine.models.clip.encoder import ClipEncoder
 from searchengine.models.clip.linear import Int8Linear, PackedLinear
 from searchengine.models.clip.model import Prompts
 from searchengine.models.clip.smoothing import smooth
+from searchengine.models.devices import LargestBatch
 from searchengine.vectors import Encoder, FloatMatrix
 
 WIDTH, LAYERS, DIM, SIZE, PATCH = 128, 3, 64, 32, 8
@@ -158,6 +159,12 @@ def test_photos_have_the_vectors_of_the_plain_network_however_many_come_at_once(
     given = clip.encode_pixels(photos_64[:count])
     assert given.dtype == np.float32
     np.testing.assert_allclose(given, exact_images(weights, photos_64[:count]), atol=1e-5)
+
+
+def test_photos_in_parts_have_the_vectors_of_the_plain_network(make: Make, weights: Path, photos_64: Any) -> None:
+    encoder = make()
+    encoder._image_tower._largest = LargestBatch(5)  # as on a device that is neither a CPU nor a CUDA device
+    np.testing.assert_allclose(encoder.encode_pixels(photos_64[:17]), exact_images(weights, photos_64[:17]), atol=1e-5)
 
 
 def test_texts_have_the_vectors_of_the_plain_network_run_over_all_77_tokens(clip: ClipEncoder, weights: Path) -> None:

@@ -7,7 +7,7 @@ and everything between the products stays float32. On a GPU all of a tower is in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
@@ -35,8 +35,9 @@ from searchengine.models.clip.model import (
     TextTransformer,
     quick_gelu,
 )
-from searchengine.models.clip.preprocess import normalise_pixels
+from searchengine.models.clip.preprocess import MEAN, STANDARD_DEVIATION, normalise_pixels
 from searchengine.models.clip.smoothing import smooth
+from searchengine.models.cuda import ROWS_PER_PART, CudaRows
 from searchengine.models.devices import LargestBatch, lone_threads, pick_device
 from searchengine.vectors import PixelBatch
 
@@ -48,7 +49,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The photos that a CPU thread takes at a time: enough to share a pass over the weights, and not so many that what lies
 # between two products leaves the cache.
 PHOTOS_PER_THREAD = 4
-PHOTOS_PER_GPU_BATCH = 1024
 # Fewer tokens than this are for one thread: two would both have to read all of the weights.
 TOKENS_WORTH_SHARING = 192
 
@@ -61,14 +61,24 @@ class Tower(Generic[Network]):
         self._network: Network = prepare(network, device=self._device, precision=precision)
         self._threads = torch.get_num_threads() if self._device.type == "cpu" else 1
         self._pool = lone_threads(self._threads)
-        self._largest = LargestBatch(PHOTOS_PER_GPU_BATCH)
 
 
 class ImageTower(Tower[ImageTransformer]):
+    def __init__(self, network: ImageTransformer, *, device: str, precision: str) -> None:
+        super().__init__(network, device=device, precision=precision)
+        self._cuda: CudaRows | None = None
+        self._largest: LargestBatch | None = None
+        if self._device.type == "cuda":
+            self._cuda = CudaRows(kernels_of(self._network, self._device), device=self._device)
+        elif self._device.type != "cpu":
+            self._largest = LargestBatch(ROWS_PER_PART)
+
     def encode(self, pixels: PixelBatch) -> FloatArray:
         """pixels: uint8 (n, s, s, 3). Returns float32 (n, dim), not normalised."""
         images = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
-        if self._device.type != "cpu":
+        if self._cuda is not None:
+            return gather([self._cuda.run(images)])
+        if self._largest is not None:
             return gather(self._largest.run(self._forward, images))
         if len(images) == 1:
             return gather([self._forward(images)])
@@ -77,8 +87,6 @@ class ImageTower(Tower[ImageTransformer]):
 
     @torch.inference_mode()
     def _forward(self, images: Tensor) -> Tensor:
-        if self._device.type == "cuda":
-            images = images.pin_memory().to(self._device, non_blocking=True)
         if isinstance(self._network.patches, PixelLinear):
             return cast(Tensor, self._network(images))
         x = normalise_pixels(images.to(self._device))
@@ -96,6 +104,19 @@ class TextTower(Tower[TextTransformer]):
     @torch.inference_mode()
     def _forward(self, texts: Sequence[Sequence[int]]) -> Tensor:
         return cast(Tensor, self._network(Prompts.pack(texts).to(self._device)))
+
+
+def kernels_of(network: ImageTransformer, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """From pixels on the device, uint8 (n, s, s, 3), to what `network` makes of them, by kernels alone.
+
+    The bits are those of `normalise_pixels`, which copies its constants from the host at each call.
+    """
+    mean, deviation = (torch.tensor(values, device=device) for values in (MEAN, STANDARD_DEVIATION))
+
+    def compute(pixels: Tensor) -> Tensor:
+        return cast(Tensor, network(((pixels / 255 - mean) / deviation).to(network.positions.dtype)))
+
+    return compute
 
 
 def gather(results: Iterable[Tensor]) -> FloatArray:
