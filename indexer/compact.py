@@ -69,8 +69,8 @@ def compact(
 
     `kind` is auto, flat, scan or ivf (see searchengine/index/ann.py); `memory_bytes` bounds what a search in it keeps
     in memory; `recall` is what `ivf` is tuned to, of the ten best; `rebuild` builds `ann/` even where it is as it
-    should be. Takes memory for one segment of SEGMENT_BYTES, or for the codes. Raises IndexNotFound, IndexFormatError
-    where a segment is damaged, IndexLocked, IndexUnusable, UsageError for a kind that does not fit.
+    should be. Takes memory for the ids of one segment of SEGMENT_BYTES, or for the codes. Raises IndexNotFound,
+    IndexFormatError where a segment is damaged, IndexLocked, IndexUnusable, UsageError for a kind that does not fit.
     """
     if not 0 < recall <= 1:
         raise UsageError(f"the recall to reach is {recall}; it must be above 0 and at most 1")

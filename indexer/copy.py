@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from indexer.replicas import Differences, Replica, Values, WritableReplica, kind_of
+from indexer.replicas import Differences, Replica, Values, WritableReplica, kind_of, replica_at
 from searchengine.errors import IndexNotFound, IndexUnusable, ModelMismatch, UsageError
 from searchengine.index.layout import IndexIdentity, index_folder, read_identity
-from searchengine.milvus.connection import is_milvus
+from searchengine.milvus import is_milvus
 from searchengine.text import printable
 
 OnProgress = Callable[[int, int], None]
@@ -71,7 +71,7 @@ def copy(
     """
     if _normal(source) == _normal(destination):
         raise UsageError(f"source and destination are the same index: {printable(_normal(source))}")
-    with _open(source) as origin:
+    with replica_at(source, whole=True) as origin:
         _check_encoders(origin, destination)
         with _open_for_writing(destination, origin.identity) as target:
             return make_same(origin, target, replace=replace, on_progress=on_progress, stop=stop)
@@ -238,16 +238,6 @@ def _normal(place: str | os.PathLike[str]) -> str:
 
         return MilvusPlace.parse(os.fspath(place)).shown
     return str(index_folder(place))
-
-
-def _open(place: str | os.PathLike[str]) -> AbstractContextManager[Replica]:
-    if is_milvus(place):
-        from indexer.replicas.milvus import open_replica
-
-        return open_replica(os.fspath(place), whole=True)
-    from indexer.replicas.local import LocalReplica
-
-    return LocalReplica(index_folder(place), checked=True)
 
 
 def _open_for_writing(

@@ -25,7 +25,8 @@ from searchengine.index.filters import starts_with
 from searchengine.index.schema import Key, encode_key, failures, images, vectors
 from searchengine.stores import ImageStore, KnownStores, Mount, StoredPhoto, Unlistable, device_of
 
-ROWS_PER_PAGE = 5000
+ROWS_PER_INSERT = 5000
+ROWS_PER_PAGE = 1000  # a page is held while its photos are read
 ROWS_OF_ONE_CONTENT = 100
 
 ListedRow = tuple[bytes, bytes, int, int, str | None]
@@ -168,7 +169,7 @@ class Crawl:
                     case StoredPhoto(key, size_bytes, mtime_ns, etag):
                         if self._wanted(part.store, key):
                             rows.append((store, encode_key(key), size_bytes, mtime_ns, etag))
-                            if len(rows) == ROWS_PER_PAGE:
+                            if len(rows) == ROWS_PER_INSERT:
                                 self._insert(rows)
                     case Unlistable():
                         self._tells_nothing(part.store, item)

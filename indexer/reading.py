@@ -67,6 +67,8 @@ class KnownContent:
 
     def __init__(self, database: Path) -> None:
         self._connection = open_read_only(database)
+        # Its inner pages: what else SQLite would keep of these tables, the system has in memory anyway.
+        self._connection.execute("PRAGMA cache_size = -512")
         self._lock = threading.Lock()
         self._pending: set[bytes] = set()
 

@@ -32,7 +32,7 @@ from indexer.mounts import recorded_device
 from indexer.report import OnProgress, OnSkip, ReencodeReport
 from indexer.segments import delete_orphans
 from indexer.takeover import take_over
-from indexer.writer import Batch, FailedPhoto, IndexWriter
+from indexer.writer import FailedPhoto, IndexWriter, NextCommit
 from searchengine.decode import DEFAULT_LIMITS, DecodeLimits
 from searchengine.errors import IndexFormatError, IndexNotFound, IndexUnusable, UsageError
 from searchengine.index.ann import AnnParameters
@@ -179,9 +179,9 @@ def _looking_at(paths: IndexPaths) -> Iterator[Lacking]:
         ) from None
 
 
-def _fates(filling: Filling, connection: sa.Connection, *, drop_unreadable: bool, on_skip: OnSkip) -> Batch:
+def _fates(filling: Filling, connection: sa.Connection, *, drop_unreadable: bool, on_skip: OnSkip) -> NextCommit:
     """What becomes of the photos whose content nobody has any more; counted, and told."""
-    batch, report = Batch(), filling.report
+    batch, report = NextCommit(), filling.report
     for photo in filling.lacking.lost():
         store, listed = photo.store.name, photo.listed
         if photo.name in filling.changed:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import faiss
+import numpy as np
 import sqlalchemy as sa
 
 from searchengine.index.layout import IndexPaths, publish
 from searchengine.index.schema import ANN_VERSION, ann, schema_version, segments
-from searchengine.index.segments import Ids, check_segment_size
+from searchengine.index.segments import LENGTH, Ids, check_segment_size, segment_head
 from searchengine.models.published import sha256_of
 from searchengine.vectors import FloatMatrix
 
@@ -27,26 +27,61 @@ def write_segment(path: Path, pieces: Iterable[tuple[Ids, FloatMatrix]], *, dim:
 
     Returns how many they are, and the sha256 of the file. Raises OSError.
     """
-    index: Any = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
-    for ids, matrix in pieces:
-        index.add_with_ids(matrix, ids)
-    sha256 = write_index(index, path)
-    return int(index.ntotal), sha256
+    count = 0
+
+    def write(temporary: Path) -> None:
+        nonlocal count
+        count = write_rows(temporary, pieces, dim=dim)
+
+    sha256 = _publish(path, write)
+    return count, sha256
+
+
+def write_rows(path: Path, pieces: Iterable[tuple[Ids, FloatMatrix]], *, dim: int) -> int:
+    """Write the file that FAISS would, piece by piece: FAISS holds all of it in memory, up to twice.
+
+    Returns how many vectors they are. Raises OSError.
+    """
+    all_ids: list[Ids] = []
+    with path.open("wb") as file:
+        file.write(segment_head(count=0, dim=dim))
+        for ids, matrix in pieces:
+            if matrix.shape != (len(ids), dim):
+                raise ValueError(f"{len(ids)} ids for vectors of shape {matrix.shape}, expected dimension {dim}")
+            all_ids.append(ids)
+            file.write(np.ascontiguousarray(matrix, dtype="<f4").data)
+        count = sum(len(ids) for ids in all_ids)
+        file.write(LENGTH.pack(count))
+        for ids in all_ids:
+            file.write(np.ascontiguousarray(ids, dtype="<i8").data)
+        file.seek(0)
+        file.write(segment_head(count=count, dim=dim))
+    return count
 
 
 def write_index(index: Any, path: Path) -> str:
     """Write a FAISS index under a temporary name, then publish it. Returns the sha256 of the file. Raises OSError."""
+    import faiss
+
+    def write(temporary: Path) -> None:
+        try:
+            faiss.write_index(index, str(temporary))
+        except RuntimeError as error:  # in the words of FAISS's source code, the system's own in brackets at the end
+            reason = re.search(r"\(([^()]+)\)\s*$", str(error))
+            raise OSError(reason[1] if reason else f"{path.name} could not be written") from None
+
+    return _publish(path, write)
+
+
+def _publish(path: Path, write: Callable[[Path], None]) -> str:
+    """Have a file written under a temporary name, then give it its own. Returns the sha256 of the file."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        faiss.write_index(index, str(temporary))
+        write(temporary)
         sha256 = sha256_of(temporary)
         publish(temporary, path)
-    except RuntimeError as error:  # in the words of FAISS's source code, with the system's own in brackets at the end
-        temporary.unlink(missing_ok=True)  # on a full disk it matters
-        reason = re.search(r"\(([^()]+)\)\s*$", str(error))
-        raise OSError(reason[1] if reason else f"{path.name} could not be written") from None
     except OSError:
-        temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)  # on a full disk it matters
         raise
     return sha256
 

@@ -18,7 +18,7 @@ from indexer.lacking import Lacking
 from indexer.lock import LockedIndex
 from indexer.merge import Piece, foreign_keys_checked_once, name_in_place_of, tidy_tables, write_full_segments
 from indexer.segments import delete_orphans, next_id
-from indexer.writer import Batch, record_photos
+from indexer.writer import NextCommit, record_photos
 from searchengine.errors import IndexFormatError
 from searchengine.index.layout import IndexIdentity, IndexPaths
 from searchengine.index.schema import ann, encoders, segments, vectors
@@ -27,7 +27,7 @@ from searchengine.models.published import sha256_of
 from searchengine.text import printable
 
 
-def take_over(locked: LockedIndex, lacking: Lacking, identity: IndexIdentity, batch: Batch) -> int:
+def take_over(locked: LockedIndex, lacking: Lacking, identity: IndexIdentity, batch: NextCommit) -> int:
     """Make the vectors in `next/`, of the encoder `identity`, those of the index, and record `batch` with them.
 
     `batch` holds what becomes of photos of which `next/` has no vector, and no vectors. Returns how many vectors the

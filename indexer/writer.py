@@ -52,7 +52,7 @@ class FailedPhoto:
 
 
 @dataclass(kw_only=True)
-class Batch:
+class NextCommit:
     """What the next commit will hold. Row i of the vectors belongs to `hashes[i]`."""
 
     hashes: list[bytes] = field(default_factory=list)
@@ -75,7 +75,7 @@ class IndexWriter(WritableIndex):
     def __init__(self, folder: str | os.PathLike[str], *, encoder: Encoder | IndexIdentity) -> None:
         """`encoder` makes the vectors, or made them."""
         super().__init__(folder, identity=encoder if isinstance(encoder, IndexIdentity) else identity_of(encoder))
-        self._batch = Batch()
+        self._batch = NextCommit()
 
     # -- what the next commit will hold ------------------------------------------------------------------------
 
@@ -127,9 +127,9 @@ class IndexWriter(WritableIndex):
             connection.execute(sa.update(runs).where(runs.c.id == self.run_id).values(report=report))
             if finished:
                 self.end_run(connection)
-        self._batch = Batch()
+        self._batch = NextCommit()
 
-    def _add_segment(self, connection: sa.Connection, batch: Batch) -> None:
+    def _add_segment(self, connection: sa.Connection, batch: NextCommit) -> None:
         first_id, number = next_id(connection, "vectors"), next_id(connection, "segments")
         ids = np.arange(first_id, first_id + len(batch.hashes), dtype=np.int64)
         bounds = np.cumsum([len(matrix) for matrix in batch.vectors])[:-1]
@@ -137,16 +137,11 @@ class IndexWriter(WritableIndex):
         file = segment_file(number)
         count, sha256 = write_segment(self.paths.segment(file), pieces, dim=self.identity.dim)
         connection.execute(sa.insert(segments).values(id=number, file=file, count=count, sha256=sha256))
-        connection.execute(
-            sa.insert(vectors),
-            [
-                {"id": int(vector_id), "content_hash": content_hash, "segment_id": number}
-                for vector_id, content_hash in zip(ids, batch.hashes, strict=True)
-            ],
-        )
+        rows = [(vector_id, content, number) for vector_id, content in zip(ids.tolist(), batch.hashes, strict=True)]
+        connection.exec_driver_sql("INSERT INTO vectors (id, content_hash, segment_id) VALUES (?, ?, ?)", rows)
 
 
-def record_photos(connection: sa.Connection, batch: Batch) -> None:
+def record_photos(connection: sa.Connection, batch: NextCommit) -> None:
     """The rows of one batch. Removals come first, so that a name freed by them can be taken by a moved photo."""
     if batch.removed:
         statement = sa.delete(images).where(images.c.id == sa.bindparam("image_id"))

@@ -17,7 +17,7 @@ import platformdirs
 
 from searchengine.errors import SettingError, UsageError
 from searchengine.index.layout import PRECISIONS
-from searchengine.milvus.connection import is_milvus
+from searchengine.milvus import is_milvus
 from searchengine.resources import resource
 from searchengine.text import printable
 

@@ -54,7 +54,6 @@ CHILD = """
 import os, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from fakes import FakeEncoder
-import faiss
 import indexer.pipeline, indexer.segments, indexer.writable, indexer.writer
 import searchengine.index.layout as layout
 import searchengine.index.schema as schema
@@ -78,7 +77,7 @@ def fatal(function):
 owner, name = {{
     "migrate": (indexer.writable, "migrate"),
     "write_identity": (indexer.writable, "write_identity"),
-    "write_segment": (faiss, "write_index"),
+    "write_segment": (indexer.segments, "write_rows"),
     "publish": (indexer.segments, "publish"),
     "replace": (os, "replace"),
     "record": (indexer.writer, "record_photos"),
@@ -412,7 +411,7 @@ def assert_like_new_on(disk: Path, tmp_path: Path) -> None:
     assert state(disk / "index") == state(tmp_path / "fresh")
 
 
-@pytest.mark.parametrize("step", ["write_index", "publish", "sql"])
+@pytest.mark.parametrize("step", ["write_rows", "publish", "sql"])
 def test_a_write_that_fails_leaves_the_last_commit(quick: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     folder = quick / "index"
     build(folder, [quick / "photos"], encoder=FakeEncoder(), isolated=False)
@@ -420,8 +419,6 @@ def test_a_write_that_fails_leaves_the_last_commit(quick: Path, monkeypatch: pyt
     painted(55).save(quick / "photos" / "new.png")
 
     def fail(*_: Any, **__: Any) -> None:
-        if step == "write_index":
-            raise RuntimeError("write error: 0 != 1\nNo space left on device")
         if step == "sql":
             raise sqlite3.OperationalError("database or disk is full")
         raise OSError(28, "No space left on device")
@@ -430,7 +427,7 @@ def test_a_write_that_fails_leaves_the_last_commit(quick: Path, monkeypatch: pyt
         if step == "sql":
             patch.setattr("indexer.crawl.Crawl._rows", fail)
         else:
-            patch.setattr("faiss.write_index" if step == "write_index" else "indexer.segments.publish", fail)
+            patch.setattr(f"indexer.segments.{step}", fail)
         with pytest.raises(IndexUnusable, match="cannot be written.*everything committed so far is safe"):
             build(folder, [quick / "photos"], encoder=FakeEncoder(), isolated=False)
     assert state(folder) == before

@@ -286,7 +286,6 @@ def test_the_source_may_be_written_and_compacted_during_a_copy(
 KILLED = """
 import os, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
-import faiss
 import indexer.copy, indexer.segments, indexer.writable
 from indexer.replicas import local_writing
 
@@ -307,7 +306,7 @@ def fatal(function, number, where):
 STEPS = {{
     "make": (indexer.writable, "write_identity"),
     "values": (local_writing.WritableLocalReplica, "write_values"),
-    "segment": (faiss, "write_index"),
+    "segment": (indexer.segments, "write_rows"),
     "publish": (indexer.segments, "publish"),
     "write": (local_writing.WritableLocalReplica, "write"),
     "remove": (local_writing.WritableLocalReplica, "remove"),

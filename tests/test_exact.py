@@ -234,6 +234,9 @@ def test_a_segment_is_what_faiss_itself_reads(count: int, dim: int, seed: int) -
         half = count // 2
         pieces = [(ids[:half], rows[:half]), (ids[half:], rows[half:])]
         assert write_segment(path, pieces, dim=dim)[0] == count
+        same: Any = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
+        same.add_with_ids(rows, ids)
+        assert path.read_bytes() == faiss.serialize_index(same).tobytes()
         assert [file.name for file in path.parent.iterdir()] == [path.name]
         theirs: Any = faiss.read_index(str(path))
         flat: Any = faiss.downcast_index(theirs.index)

@@ -254,8 +254,8 @@ def test_a_run_that_is_stopped_keeps_what_it_has_done(library: Path, monkeypatch
 KILLED = """
 import os, signal, sys
 sys.path[:0] = [{root!r}, {tests!r}]
-import faiss
-import indexer.filling, indexer.leftovers, indexer.reencode, indexer.takeover, indexer.writable, indexer.writer
+import indexer.filling, indexer.leftovers, indexer.reencode, indexer.segments
+import indexer.takeover, indexer.writable, indexer.writer
 import searchengine.index.layout as layout
 from test_model_change import New
 
@@ -275,7 +275,7 @@ def fatal(function, number, where):
 
 STEPS = {{
     "write the card": (indexer.writable, "write_identity"),
-    "write a segment": (faiss, "write_index"),
+    "write a segment": (indexer.segments, "write_rows"),
     "commit": (indexer.writer.IndexWriter, "commit"),
     "merge": (indexer.takeover, "write_full_segments"),
     "record": (indexer.takeover, "record_photos"),

@@ -354,3 +354,10 @@ print(sum(1 for item in open_store(sys.argv[1]).scan() if hasattr(item, 'key')))
 def test_a_high_limit_takes_no_memory(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"abc")
     assert KnownStores().read("local", str(tmp_path / "a.jpg"), max_bytes=2**50) == b"abc"
+
+
+def test_a_store_that_cannot_be_opened_keeps_the_name_that_its_photos_are_known_by() -> None:
+    store = KnownStores().of("nosuch", "nosuch://host/photo.jpg")
+    assert (store.name, store.is_there("nosuch://host/photo.jpg")) == ("nosuch", True)
+    with pytest.raises(ImageError, match="cannot be read"):
+        store.read("nosuch://host/photo.jpg", max_bytes=10)

@@ -29,6 +29,8 @@ import faiss
 import sqlalchemy as sa
 from sqlalchemy.engine.default import DefaultDialect
 
+import indexer.segments
+
 AUDITED = ("open", "os.", "shutil.", "sqlite3.connect", "subprocess.")
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -78,18 +80,8 @@ class Calls:
     def _watch_files(self) -> None:
         os.fsync = self._around("fsync", os.fsync)
         os.replace = self._around("replace", os.replace)
-        write_index = faiss.write_index
-
-        def write(index: Any, path: str) -> None:
-            def half() -> None:
-                write_index(index, path)
-                os.truncate(path, os.path.getsize(path) // 2)
-
-            self("write_index", half)
-            write_index(index, path)
-            self("after write_index")
-
-        faiss.write_index = write
+        faiss.write_index = self._half_written("write_index", faiss.write_index, file=1)
+        indexer.segments.write_rows = self._half_written("write_rows", indexer.segments.write_rows, file=0)
 
     def _watch_sql(self) -> None:
         def statement(step: str) -> Callable[..., None]:
@@ -99,6 +91,21 @@ class Calls:
         sa.event.listen(sa.Engine, "after_cursor_execute", statement("after"))
         DefaultDialect.do_commit = self._around("COMMIT", DefaultDialect.do_commit)  # type: ignore[method-assign]
         DefaultDialect.do_rollback = self._around("ROLLBACK", DefaultDialect.do_rollback)  # type: ignore[method-assign]
+
+    def _half_written(self, name: str, write: Callable[..., Any], *, file: int) -> Callable[..., Any]:
+        """`write`, whose argument number `file` names the file."""
+
+        def written(*arguments: Any, **options: Any) -> Any:
+            def half() -> None:
+                write(*arguments, **options)
+                os.truncate(arguments[file], os.path.getsize(arguments[file]) // 2)
+
+            self(name, half)
+            result = write(*arguments, **options)
+            self(f"after {name}")
+            return result
+
+        return written
 
     def _around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **options: Any) -> Any:

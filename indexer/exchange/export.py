@@ -7,7 +7,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,11 @@ import numpy as np
 
 from indexer.exchange import DTYPES, FORMATS, Dtype, Format, make_writer
 from indexer.exchange.records import PHOTOS_AT_ONCE
-from indexer.replicas import Replica
+from indexer.replicas import Replica, replica_at
 from searchengine.errors import IndexUnusable, UsageError
 from searchengine.filters import Filters
-from searchengine.index.layout import index_folder, sync_folder
+from searchengine.index.layout import sync_folder
 from searchengine.index.segments import Ids
-from searchengine.milvus.connection import is_milvus
 from searchengine.text import printable
 
 OnProgress = Callable[[int, int], None]
@@ -75,7 +74,7 @@ def export(
         raise UsageError(f"{printable(str(target))} is there already; name a folder that is new, or empty")
     started = time.monotonic()
     passing = _passing(index, filters) if filters else None
-    with _open(index) as replica:
+    with replica_at(index) as replica:
         identity = replica.identity
         assert identity is not None
         total = replica.count() if passing is None else len(passing)
@@ -102,16 +101,6 @@ def export(
         dim=identity.dim,
         seconds=time.monotonic() - started,
     )
-
-
-def _open(index: str | os.PathLike[str]) -> AbstractContextManager[Replica]:
-    if is_milvus(place := os.fspath(index)):
-        from indexer.replicas.milvus import open_replica
-
-        return open_replica(place)
-    from indexer.replicas.local import LocalReplica
-
-    return LocalReplica(index_folder(place))
 
 
 def _passing(index: str | os.PathLike[str], filters: Filters) -> Ids:

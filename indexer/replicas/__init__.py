@@ -3,6 +3,7 @@ to an index, as named values."""
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -10,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from indexer.replicas.rows import PhotoRow
-from searchengine.index.layout import IndexIdentity
+from searchengine.index.layout import IndexIdentity, index_folder
+from searchengine.milvus import is_milvus
 from searchengine.vectors import FloatMatrix
 
 Value = dict[str, Any]
@@ -93,6 +95,20 @@ class WritableReplica(Protocol):
 
     def finish(self, *, vectors: int) -> None:
         """Make all that was written durable and visible; the source has so many `vectors`."""
+
+
+def replica_at(place: str | os.PathLike[str], *, whole: bool = False) -> AbstractContextManager[Replica]:
+    """An index in a folder or in Milvus. `whole` refuses damaged segments and a publication that has not ended.
+
+    Raises IndexNotFound, IndexUnusable and its kin.
+    """
+    if is_milvus(place):
+        from indexer.replicas.milvus import open_replica
+
+        return open_replica(os.fspath(place), whole=whole)
+    from indexer.replicas.local import LocalReplica
+
+    return LocalReplica(index_folder(place), checked=whole)
 
 
 def kind_of(name: str) -> str:

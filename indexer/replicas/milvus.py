@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -28,25 +29,7 @@ from searchengine.vectors import FloatMatrix
 
 ROWS_PER_PAGE = MAX_HITS
 ROWS_PER_QUERY = 500  # with their vectors, within what one message may hold
-FIELDS = (
-    "id",
-    "vector_id",
-    "content_hash",
-    "store",
-    "key",
-    "size_bytes",
-    "mtime_ns",
-    "etag",
-    "width",
-    "height",
-    "taken_at",
-    "latitude",
-    "longitude",
-    "camera",
-    "tags",
-    "tag_probabilities",
-    "embedding",
-)
+FIELDS = (*(field.name for field in fields(PhotoRow)), "tag_probabilities", "embedding")
 
 LEASE = "lease"
 

@@ -8,7 +8,7 @@ import click
 from searchengine.cli.options import index_option, json_option, open_for_reading, parse_size, settings_from
 from searchengine.cli.output import notice, progress_bar
 from searchengine.cli.writing import writable
-from searchengine.milvus.connection import is_milvus
+from searchengine.milvus import is_milvus
 
 
 @click.command("compact", epilog="Example:  searchengine compact --memory 2G")

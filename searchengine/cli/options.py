@@ -230,7 +230,7 @@ def _precision(name: str, settings: Settings) -> str:
 def identity_of(settings: Settings) -> IndexIdentity | None:
     """The identity card of the index, if there is one. Raises IndexFormatError, IndexUnusable."""
     from searchengine.index.layout import read_identity
-    from searchengine.milvus.connection import is_milvus
+    from searchengine.milvus import is_milvus
 
     try:
         if is_milvus(settings.index):

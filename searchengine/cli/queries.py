@@ -70,7 +70,7 @@ class SearchRequest:
 
 def find(request: SearchRequest, settings: Settings) -> list[Hit]:
     """The answer, by a warm process if there is one, else here; Milvus keeps itself warm."""
-    from searchengine.milvus.connection import is_milvus
+    from searchengine.milvus import is_milvus
     from searchengine.warm.client import ask, start_for_the_next
 
     if is_milvus(settings.index):

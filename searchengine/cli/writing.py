@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from searchengine.cli.output import notice
-from searchengine.milvus.connection import is_milvus
+from searchengine.milvus import is_milvus
 from searchengine.settings import Settings, user_data
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from searchengine.errors import IndexFormatError, IndexNotFound, IndexTooNew, IndexUnusable, UsageError
-from searchengine.milvus.connection import is_milvus
+from searchengine.milvus import is_milvus
 from searchengine.text import printable
 
 FORMAT_VERSION = 1

@@ -163,7 +163,7 @@ class PhotoIndex(Protocol):
 
 def open_index(place: str | os.PathLike[str]) -> PhotoIndex:
     """The index at `place`: a folder, or an address in Milvus. Raises IndexNotFound, IndexFormatError, UsageError."""
-    from searchengine.milvus.connection import is_milvus
+    from searchengine.milvus import is_milvus
 
     if is_milvus(place):
         from searchengine.milvus.reader import MilvusIndex

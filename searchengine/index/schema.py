@@ -21,6 +21,7 @@ from searchengine.text import printable
 
 # How long a writer waits for another program that looks into the tables and holds them.
 BUSY_SECONDS = 30.0
+LISTING_CACHE_KIB = 512  # for temporary tables: what a run lists, which is read from its beginning to its end
 
 
 class Key(sa.types.TypeDecorator[str]):
@@ -250,6 +251,7 @@ def connect_for_writing(database: Path) -> sa.Engine:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA temp_store = FILE")
+        connection.execute(f"PRAGMA temp.cache_size = -{LISTING_CACHE_KIB}")
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:

@@ -25,6 +25,7 @@ HEADER = struct.Struct("<4siqqq?i")
 LENGTH = struct.Struct("<Q")
 MAP_NAME, FLAT_NAME = b"IxM2", b"IxFI"
 INNER_PRODUCT = 0
+UNUSED = 2**20
 ROWS_START = 2 * HEADER.size + LENGTH.size
 
 
@@ -92,6 +93,13 @@ def check_segment_size(path: Path, *, count: int, dim: int) -> None:
             f"{printable(str(path))} has {size_bytes:,} bytes, which is not what {count} vectors of dimension {dim} "
             f"take; {REPAIR}"
         )
+
+
+def segment_head(*, count: int, dim: int) -> bytes:
+    """What stands before the rows. After them come the number of ids, as LENGTH, and the ids, int64."""
+    map_head = HEADER.pack(MAP_NAME, dim, count, UNUSED, UNUSED, True, INNER_PRODUCT)
+    flat_head = HEADER.pack(FLAT_NAME, dim, count, UNUSED, UNUSED, True, INNER_PRODUCT)
+    return map_head + flat_head + LENGTH.pack(count * dim)
 
 
 def segment_bytes(*, count: int, dim: int) -> int:

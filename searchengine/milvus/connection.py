@@ -37,13 +37,7 @@ REQUEST_SECONDS = 300.0
 GRPC_OPTIONS = {"grpc.keepalive_time_ms": 600_000, "grpc.keepalive_permit_without_calls": 0}
 
 SCHEMES = {"milvus": "http", "milvus+tls": "https"}
-_PLACE = re.compile(r"milvus(\+tls)?:", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
-
-
-def is_milvus(place: str | os.PathLike[str]) -> bool:
-    """Whether the place of an index means one in Milvus."""
-    return isinstance(place, str) and _PLACE.match(place) is not None
 
 
 @dataclass(frozen=True)

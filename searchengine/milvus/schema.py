@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from searchengine.errors import IndexFormatError, IndexTooNew
 from searchengine.index.layout import METRIC, PRECISIONS, IndexIdentity
+from searchengine.index.photos import ImageRow
 from searchengine.milvus.connection import REQUEST_SECONDS, Connection
 
 if TYPE_CHECKING:
@@ -43,20 +44,7 @@ PART = "#"  # a value that is too long for a row goes on in rows of its name, th
 NOTHING = [1.0, 0.0]  # the vector of each row of NAME_state
 
 # Of an entity, what `ImageRow` holds, by the names of both.
-ROW_FIELDS = (
-    "id",
-    "store",
-    "key",
-    "size_bytes",
-    "mtime_ns",
-    "width",
-    "height",
-    "taken_at",
-    "latitude",
-    "longitude",
-    "camera",
-    "vector_id",
-)
+ROW_FIELDS = tuple(field.name for field in fields(ImageRow))
 # Texts of people and file systems, which are stored `escaped`; so is each of `tags`.
 ESCAPED_FIELDS = frozenset({"store", "key", "etag", "camera"})
 # What follows from other fields (`derived`) and serves expressions alone.

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from searchengine.models.published import sha256_of
+from searchengine.stores.local import open_without_waiting
 
 FILE = "hashes.json"
 SETTLED_NS = 3 * 10**9  # FAT's clock ticks every two seconds, all others faster
@@ -59,7 +60,7 @@ def state_of(path: Path) -> list[int]:
 
 def _known(folder: Path) -> dict[str, Any]:
     """What is remembered; nothing, if it is not to be had or not to be believed."""
-    with suppress(OSError, ValueError, RecursionError), open(folder / FILE, "rb", opener=_open_at_once) as file:
+    with suppress(OSError, ValueError, RecursionError), open(folder / FILE, "rb", opener=open_without_waiting) as file:
         facts = os.fstat(file.fileno())
         if not stat.S_ISREG(facts.st_mode) or facts.st_size > MAX_FILE_BYTES:
             return {}
@@ -68,11 +69,6 @@ def _known(folder: Path) -> dict[str, Any]:
         known = json.loads(file.read(MAX_FILE_BYTES))
         return known if isinstance(known, dict) else {}
     return {}
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Without waiting for somebody to write into a pipe that has this name."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _is_ours_alone(file: os.stat_result) -> bool:

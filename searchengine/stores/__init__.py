@@ -6,7 +6,7 @@ import os
 import re
 import threading
 from collections.abc import Container, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from searchengine.errors import ImageError, SearchEngineError, StoreUnusable, UsageError
@@ -191,7 +191,8 @@ class KnownStores:
 
     def of(self, name: str, key: str) -> ImageStore:
         """What reads this photo. Where its store cannot be had, that gives the reason as each photo's ImageError."""
-        return self._open(_home_of(name, key))
+        store = self._open(_home_of(name, key))
+        return replace(store, name=name) if isinstance(store, Unreachable) else store
 
     def at(self, place: str) -> ImageStore:
         """What reads the photo that is named by itself: a path, a URL, ARCHIVE!/member."""

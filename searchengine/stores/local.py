@@ -131,7 +131,7 @@ class LocalStore:
 
     def head(self, key: str) -> bytes:
         try:
-            with open(key, "rb", buffering=0, opener=_open_without_waiting) as file:
+            with open(key, "rb", buffering=0, opener=open_without_waiting) as file:
                 return file.read(HEAD_BYTES)
         except OSError as error:
             raise ImageError(f"cannot be read: {error.strerror or error}") from None
@@ -170,7 +170,7 @@ def read_local(path: str, *, max_bytes: int) -> bytes:
 
 def _read(path: str, *, max_bytes: int) -> tuple[StoredPhoto, bytes]:
     try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
+        with open(path, "rb", opener=open_without_waiting) as file:
             before = os.fstat(file.fileno())
             if not stat.S_ISREG(before.st_mode):
                 raise ImageError("not a regular file")
@@ -187,8 +187,8 @@ def _read(path: str, *, max_bytes: int) -> tuple[StoredPhoto, bytes]:
     return _stored(path, after), data
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
-    """A fifo that took a photo's place between listing and reading must not hang the run."""
+def open_without_waiting(path: str, flags: int) -> int:
+    """An opener for `open`: a fifo that took a file's place since it was listed must not hang who reads it."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 

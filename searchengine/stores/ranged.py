@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from searchengine.errors import ImageError, StoreUnusable
 from searchengine.stores import KnownStores, is_url
 from searchengine.stores.addresses import canonical
+from searchengine.stores.local import open_without_waiting
 from searchengine.text import printable
 
 if TYPE_CHECKING:
@@ -65,10 +66,7 @@ class LocalFile:
 
     def read_at(self, offset: int, length: int) -> bytes:
         try:
-            # A fifo that took its place must not hang the run.
-            with open(
-                self._path, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-            ) as file:
+            with open(self._path, "rb", opener=open_without_waiting) as file:
                 self._check(os.fstat(file.fileno()))
                 file.seek(offset)
                 data = file.read(max(0, min(length, self.size_bytes - offset)))
