@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 
 from searchengine.errors import QueryError, UsageError, WeightsError
 from searchengine.models.layers import GELU_BLOCK, gelu
+from searchengine.models.mini import parts
+from searchengine.models.mini.heads import MiniHeads
 from searchengine.models.mini.minilm import MAX_TOKENS, MiniLM
+from searchengine.models.registry import load_encoder
 
 CAPTIONS = [
     "A black dog runs through the snow .",
@@ -298,6 +301,63 @@ class TestEfficientNetLite2:
         EfficientNetLite2.from_file(checkpoint).features(pixels[:1])
         assert state() == before
 
+    @pytest.fixture(scope="class")
+    @classmethod
+    def in_int8(cls, checkpoint: Path):
+        from searchengine.models.mini.efficientnet import EfficientNetLite2
+
+        return EfficientNetLite2.from_file(checkpoint, precision="int8")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def real_photos(cls, torch, data: Path):
+        from searchengine.decode import decode_file
+
+        files = sorted((data / "coco_cc" / "images").iterdir())[:9]
+        return torch.from_numpy(np.stack([decode_file(file, image_size=260) for file in files]))
+
+    def test_int8_gives_real_photos_nearly_the_vectors_of_fp32(self, network, in_int8, real_photos) -> None:
+        heads = MiniHeads.load(parts.SHIPPED_HEADS)
+        exact, rounded = (heads.image(tower.describe(real_photos).numpy()) for tower in (network, in_int8))
+        assert (exact * rounded).sum(1).min() > 0.99
+        assert not np.array_equal(exact, rounded)
+        maps, integer_maps = network.features(real_photos[:1]), in_int8.features(real_photos[:1])
+        assert (maps - integer_maps).norm() < 0.25 * maps.norm()
+
+    def test_in_int8_a_photo_is_described_to_the_bit_the_same_in_any_company_and_by_any_threads(
+        self, torch, checkpoint: Path, in_int8, real_photos
+    ) -> None:
+        from searchengine.models.mini.efficientnet import EfficientNetLite2
+
+        together = in_int8.describe(real_photos)
+        assert torch.equal(torch.cat([in_int8.describe(some) for some in real_photos.split([1, 2, 1, 5])]), together)
+        threads = torch.get_num_threads()
+        try:
+            for number in (1, 3):
+                torch.set_num_threads(number)
+                other = EfficientNetLite2.from_file(checkpoint, precision="int8")
+                assert torch.equal(other.describe(real_photos), together)
+        finally:
+            torch.set_num_threads(threads)
+
+    def test_int8_is_the_same_where_the_processor_does_not_multiply_integers_fast(
+        self, torch, monkeypatch, checkpoint: Path, in_int8, real_photos
+    ) -> None:
+        from searchengine.models.mini import convolution
+        from searchengine.models.mini.efficientnet import EfficientNetLite2
+
+        monkeypatch.setattr(convolution, "has_fast_integers", lambda: False)
+        emulated = EfficientNetLite2.from_file(checkpoint, precision="int8").describe(real_photos[:3])
+        integers = in_int8.describe(real_photos[:3])
+        # Whether a tie is rounded up or down may be told by the order in which floats are added up.
+        assert (emulated - integers).norm() <= 0.02 * integers.norm()
+
+    def test_int8_is_not_for_a_gpu(self) -> None:
+        encoder = load_encoder("mini", device="meta", precision="int8")
+        with pytest.raises(UsageError, match="int8 is for a CPU, not for meta"):
+            encoder.encode_pixels(np.zeros((1, 260, 260, 3), np.uint8))
+        assert encoder.encode_texts(["a dog"]).shape == (1, 512)
+
     @pytest.mark.parametrize("size", [0, 10, 5_000, 12_000_000, 24_666_228])
     def test_a_truncated_checkpoint_is_refused(self, checkpoint: Path, tmp_path: Path, size: int) -> None:
         from searchengine.models.mini.efficientnet import EfficientNetLite2
@@ -328,3 +388,82 @@ class TestEfficientNetLite2:
 
         with pytest.raises(WeightsError, match=r"absent\.pth"):
             EfficientNetLite2.from_file(tmp_path / "absent.pth")
+
+
+class TestIntegerConv:
+    """Against the same layer in floats."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def torch(cls):
+        return pytest.importorskip("torch")
+
+    def layer(self, torch, seed: int, *, channels: int, out: int, kernel: int, deep: bool, linear: bool):
+        from searchengine.models.mini.convolution import Layer
+
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(out, 1 if deep else channels, kernel, kernel, generator=generator)
+        mean, bias = torch.randn(2, out, generator=generator)
+        deviation = torch.rand(out, generator=generator) + 0.5
+        groups = channels if deep else 1
+        return Layer(
+            weight, bias, mean, deviation, 7, stride=1, padding=kernel // 2 if deep else 0, groups=groups, linear=linear
+        )
+
+    @settings(max_examples=30, deadline=None)
+    @given(
+        seed=st.integers(0, 2**31),
+        channels=st.integers(1, 40),
+        deep=st.booleans(),
+        linear=st.booleans(),
+        added=st.booleans(),
+        fast=st.booleans(),
+    )
+    def test_bytes_stand_for_what_floats_give_as_far_as_levels_tell_apart(
+        self, torch, seed: int, channels: int, deep: bool, linear: bool, added: bool, fast: bool
+    ) -> None:
+        from searchengine.models.mini import convolution
+        from searchengine.models.mini.convolution import Conv, IntegerConv, Levels
+
+        kernel, out = (3, channels) if deep else (1, 2 * channels + 1)
+        before = self.layer(torch, seed, channels=3, out=channels, kernel=1, deep=False, linear=not deep)
+        layer = self.layer(torch, seed + 1, channels=channels, out=out, kernel=kernel, deep=deep, linear=linear)
+        earlier = self.layer(torch, seed + 2, channels=3, out=out, kernel=1, deep=False, linear=True)
+        inputs = Levels.of(before, None)
+        carried = Levels.of(earlier, None) if added and linear else None
+        with pytest.MonkeyPatch.context() as patch:
+            if not fast:
+                patch.setattr(convolution, "has_fast_integers", lambda: False)
+            integers = IntegerConv(layer, inputs, carried)
+        generator = torch.Generator().manual_seed(seed)
+        draw = [torch.randint(0, 256, (2, n, 7, 7), generator=generator) for n in (channels, out)]
+        x, residual = (some.to(torch.uint8).contiguous(memory_format=torch.channels_last) for some in draw)
+        levels = integers.levels
+        expected = Conv(layer)(inputs.real(x), carried.real(residual) if carried else None)
+        expected = expected.clamp(levels.least, levels.least + 255 * levels.step)
+        got = integers.real(integers(x, residual.clone() if carried else None))
+        # Half a level, and half a step of each weight times how far its input is from the mean.
+        far = (x - ((inputs.mean - inputs.least) / inputs.step)[:, None, None]).abs()
+        if deep:
+            far = torch.nn.functional.pad(far, (1, 1, 1, 1), value=256.0)
+        each = torch.nn.functional.conv2d(far, torch.ones_like(layer.weight), groups=layer.groups)
+        allowed = levels.step * (0.51 + each * integers.scales[:, None, None] / 2)
+        assert ((got - expected).abs() <= allowed + 1e-4).all()
+
+    def test_rounding_the_weights_moves_the_answer_to_the_mean_input_nowhere(self, torch) -> None:
+        from searchengine.models.mini.convolution import Conv, IntegerConv, Levels
+
+        layer = self.layer(torch, 0, channels=64, out=50, kernel=1, deep=False, linear=True)
+        inputs = Levels(0.5, -3.0, torch.arange(64) * 0.5 - 3, torch.ones(64))
+        x = torch.arange(64, dtype=torch.uint8)[None, :, None, None].contiguous(memory_format=torch.channels_last)
+        integers = IntegerConv(layer, inputs)
+        levels = integers.levels
+        expected = Conv(layer)(inputs.real(x)).clamp(levels.least, levels.least + 255 * levels.step)
+        assert ((integers.real(integers(x)) - expected).abs() <= 0.501 * levels.step).all()
+
+    def test_the_mean_after_relu6_is_that_of_many_draws(self, torch) -> None:
+        from searchengine.models.mini.convolution import mean_after_relu6
+
+        mean, deviation = torch.tensor([-3.0, 0.0, 1.0, 5.0, 9.0, 2.0]), torch.tensor([1.0, 2.0, 0.5, 3.0, 1.0, 0.0])
+        draws = torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0)) * deviation + mean
+        torch.testing.assert_close(mean_after_relu6(mean, deviation), draws.clamp(0, 6).mean(0), atol=0.02, rtol=0)

@@ -255,10 +255,18 @@ def test_half_a_file_under_the_final_name_counts_as_missing(tiny: PublishedFile,
     assert not next(info for info in list_models(folder) if info.name == PREFERRED).downloaded
 
 
-@pytest.mark.parametrize("precision", [p for p in PRECISIONS if p != "fp32"])
-def test_mini_has_one_precision(precision: str) -> None:
-    with pytest.raises(UsageError, match=f"mini has precision fp32, not {precision}; use --precision fp32"):
+@pytest.mark.parametrize("precision", [p for p in PRECISIONS if p not in parts.PRECISIONS])
+def test_mini_has_two_precisions(precision: str) -> None:
+    with pytest.raises(UsageError, match=f"mini has no precision {precision}; use --precision fp32 or int8"):
         load_encoder("mini", precision=precision)
+
+
+def test_each_precision_of_mini_has_a_fingerprint_of_its_own_and_indexes_that_were_made_keep_theirs() -> None:
+    fingerprints = {precision: load_encoder("mini", precision=precision).fingerprint for precision in parts.PRECISIONS}
+    assert {name: value[:12] for name, value in fingerprints.items()} == {
+        "fp32": "e36d8d4ec9fa",
+        "int8": "f680b149c7fe",
+    }
 
 
 def test_an_unknown_name_is_told_with_the_known_ones(folder: Path) -> None:
@@ -503,9 +511,30 @@ def test_another_precision_than_the_indexs_is_refused_with_a_remedy(cli: Cli, in
 
 
 def test_mini_in_another_precision_is_wrong_use(cli: Cli, pictures: Path, tmp_path: Path) -> None:
-    outcome = cli("index", pictures, "--index", tmp_path / "i", "--model", "mini", "--precision", "int8")
-    assert (outcome.code, "--precision fp32" in outcome.err) == (2, True)
+    outcome = cli("index", pictures, "--index", tmp_path / "i", "--model", "mini", "--precision", "bf16")
+    assert (outcome.code, "fp32 or int8" in outcome.err) == (2, True)
     assert not (tmp_path / "i").exists()
+
+
+def test_an_index_of_mini_in_int8_is_made_searched_and_embedded_anew(
+    cli: Cli, paint: Paint, pictures: Path, tmp_path: Path
+) -> None:
+    paint("photos/b.bmp")
+    index, mini = tmp_path / "i", ("--model", "mini", "--json")
+    made = cli("index", pictures, "--index", index, *mini, "--precision", "int8", "--device", "cpu")
+    assert (made.code, made.lines[0]["failed"]) == (0, 0), made.err
+    (status,) = cli("status", "--index", index, "--json").lines
+    assert (status["precision"], status["vectors"]) == ("int8", status["images"])
+    found = cli("similar", pictures / "a.png", "--index", index, "--json")
+    assert (found.code, found.lines[0]["path"]) == (0, str(pictures / "b.bmp")), found.err
+    assert found.lines[0]["score"] > 0.999
+    assert cli("search", "blocks of colour", "--index", index, "-k", "2").code == 0
+    assert cli("index", pictures, "--index", index, *mini).lines[0]["unchanged"] == status["images"]
+    (refused,) = [cli("index", pictures, "--index", index, *mini, "--precision", "fp32")]
+    assert (refused.code, "use --precision int8" in refused.err) == (4, True)
+    assert cli("reencode", "--index", index, "--model", "mini", "--precision", "fp32").code == 0
+    (status,) = cli("status", "--index", index, "--json").lines
+    assert (status["precision"], status["vectors"]) == ("fp32", status["images"])
 
 
 def test_evaluate_takes_a_precision_of_its_own(

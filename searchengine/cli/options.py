@@ -34,7 +34,9 @@ model_option = click.option(
     "--model", help="Encoder: auto, a name from `searchengine models`, a CLIP checkpoint, or a file made by `train`."
 )
 precision_option = click.option(
-    "--precision", metavar="fp32|bf16|fp16|int8", help="Arithmetic of a CLIP; an index keeps the one it began with."
+    "--precision",
+    metavar="fp32|bf16|fp16|int8",
+    help="Arithmetic of photos: mini has fp32 and int8; an index keeps the one it began with.",
 )
 device_option = click.option("--device", help="Where the encoder runs: auto, cpu, cuda, cuda:1, mps.")
 
@@ -217,12 +219,14 @@ def _best_available(settings: Settings) -> str:
 
 
 def _precision(name: str, settings: Settings) -> str:
-    """The index's own for its own encoder, unless --precision was given; mini has but one to choose from."""
+    """The index's own for its own encoder, unless --precision was given; a setting that mini lacks is for CLIPs."""
+    from searchengine.models.mini import parts
+
     if settings.origins["precision"] != "flag":
         known = identity_of(settings)
         if known is not None and known.encoder == name:
             return known.precision
-        if name == "mini":
+        if name == "mini" and settings.precision not in parts.PRECISIONS:
             return "fp32"
     return settings.precision
 

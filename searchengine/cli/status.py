@@ -36,7 +36,7 @@ def _print_status(status: dict[str, Any], *, place: str) -> None:
         "vectors": f"{status['vectors']:,} of dimension {status['dim']}"
         + (f", in {status['segments']:,} segments" if status["segments"] else ""),
         "failures": f"{status['failures']:,}" + (" (status --failures lists them)" if status["failures"] else ""),
-        "model": f"{printable(status['model'])} ({status['fingerprint'][:12]})",
+        "model": f"{printable(status['model'])} in {status['precision']} ({status['fingerprint'][:12]})",
         "search": _describe_search(status),
         "size": "as Milvus knows" if status["size_bytes"] is None else f"{status['size_bytes'] / 2**20:,.1f} MiB",
         "last run": _describe_run(status["last_run"]) if status["last_run"] else "none yet",

@@ -30,7 +30,7 @@ from searchengine.text import printable
     "--epochs", type=click.IntRange(min=1), help="Passes over the photos [default: 40 for mini, 60 for a CLIP]."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same encoder.")
-@click.option("--precision", metavar="fp32|bf16|fp16|int8", help="Arithmetic of a CLIP's towers while they are read.")
+@click.option("--precision", metavar="fp32|bf16|fp16|int8", help="Arithmetic of the towers while they are read.")
 @device_option
 @json_option
 def command(

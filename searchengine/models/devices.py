@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from searchengine.errors import ModelUnusable
+from searchengine.errors import ModelUnusable, UsageError
+from searchengine.index.layout import PRECISIONS
 
 # Sets the calling thread's own number of helpers, not the process's as torch.set_num_threads does.
 OMP_SET_NUM_THREADS: Any = getattr(ctypes.CDLL(torch._C.__file__), "omp_set_num_threads", None)
@@ -44,6 +45,30 @@ def pick_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0][:100]
         raise ModelUnusable(f"the device {name} cannot be used here ({reason}); use --device cpu") from None
     return torch.device(name)
+
+
+def choose_device(name: str, precision: str) -> torch.device:
+    """Integers are for the CPU. Raises UsageError, ModelUnusable."""
+    if precision not in PRECISIONS:
+        raise UsageError(f"the precision {precision!r} is unknown; use one of {', '.join(PRECISIONS)}")
+    device = pick_device("cpu" if precision == "int8" and name == "auto" else name)
+    if precision == "int8" and device.type != "cpu":
+        raise UsageError(f"the precision int8 is for a CPU, not for {device}; use another there, or --device cpu")
+    return device
+
+
+def has_packed_products() -> bool:
+    return bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def has_fast_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 in one instruction; emulated, it is five times slower than float32."""
+    return has_packed_products() and torch.cpu._is_avx512_bf16_supported()
+
+
+def has_fast_integers() -> bool:
+    """Whether the processor multiplies 8-bit integers in one instruction, which keeps their sums from overflowing."""
+    return has_packed_products() and hasattr(torch.ops, "onednn") and torch.cpu._is_vnni_supported()
 
 
 def lone_threads(number: int) -> ThreadPoolExecutor:

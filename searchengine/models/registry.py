@@ -14,7 +14,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from searchengine.errors import ModelNotFound, UsageError, WeightsError
+from searchengine.errors import ModelNotFound, WeightsError
 from searchengine.index.layout import publish
 from searchengine.models.mini import parts
 from searchengine.models.published import PUBLISHED, PublishedFile
@@ -69,17 +69,13 @@ def load_encoder(
     """The encoder called `name`. Nothing is downloaded: `searchengine models download` does that.
 
     Raises ModelNotFound for an unknown name or missing weights, WeightsError for weights that are not what they
-    should be, UsageError for a `precision` that it does not have (mini has fp32; CLIP fp32, bf16, fp16 and int8).
+    should be, UsageError for a `precision` that it does not have (mini has fp32 and int8; CLIP also bf16 and fp16).
     """
     file = find_weights(name, models_folder=models_folder)
     if is_mini_heads(file):
         from searchengine.models.mini.encoder import MiniEncoder
 
-        if precision != "fp32":
-            raise UsageError(
-                f"the encoder {printable(name)} has precision fp32, not {precision}; use --precision fp32, or a CLIP"
-            )
-        return MiniEncoder(name=name, heads_file=file, device=device, hashes_folder=models_folder)
+        return MiniEncoder(name=name, heads_file=file, device=device, precision=precision, hashes_folder=models_folder)
     from searchengine.models.clip.encoder import ClipEncoder
 
     pinned = PUBLISHED[name].sha256 if name in PUBLISHED else None

@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from searchengine.errors import UsageError
-from searchengine.index.layout import PRECISIONS
 from searchengine.models.clip.architecture import QUICK_GELU_SLOPE
 from searchengine.models.clip.linear import (
     LEAST_ACTIVATION,
@@ -25,7 +23,6 @@ from searchengine.models.clip.linear import (
     Int8Linear,
     PackedLinear,
     PixelLinear,
-    has_fast_bf16,
 )
 from searchengine.models.clip.model import (
     Block,
@@ -38,7 +35,7 @@ from searchengine.models.clip.model import (
 from searchengine.models.clip.preprocess import MEAN, STANDARD_DEVIATION, normalise_pixels
 from searchengine.models.clip.smoothing import smooth
 from searchengine.models.cuda import ROWS_PER_PART, CudaRows
-from searchengine.models.devices import LargestBatch, lone_threads, pick_device
+from searchengine.models.devices import LargestBatch, choose_device, has_fast_bf16, lone_threads
 from searchengine.vectors import PixelBatch
 
 Network = TypeVar("Network", ImageTransformer, TextTransformer)
@@ -122,16 +119,6 @@ def kernels_of(network: ImageTransformer, device: torch.device) -> Callable[[Ten
 def gather(results: Iterable[Tensor]) -> FloatArray:
     """One below the other, float32 (n, dim)."""
     return torch.cat(list(results)).float().cpu().numpy()
-
-
-def choose_device(name: str, precision: str) -> torch.device:
-    """Integers are for the CPU. Raises UsageError, ModelUnusable."""
-    if precision not in PRECISIONS:
-        raise UsageError(f"the precision {precision!r} is unknown; use one of {', '.join(PRECISIONS)}")
-    device = pick_device("cpu" if precision == "int8" and name == "auto" else name)
-    if precision == "int8" and device.type != "cpu":
-        raise UsageError(f"the precision int8 is for a CPU, not for {device}; use fp16 there, or --device cpu")
-    return device
 
 
 def prepare(network: Network, *, device: torch.device, precision: str) -> Network:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from searchengine.models.clip.preprocess import MEAN, STANDARD_DEVIATION
+from searchengine.models.devices import has_fast_integers, has_packed_products
 
 Fused = Literal["none", "swish", "gelu"]
 
@@ -28,20 +29,6 @@ LEAST_ACTIVATION = -0.279
 TINY = torch.tensor(1e-12)  # what a row of zeros is divided by
 MIDDLE_GREY = 116  # about the mean of photos
 TOKENS_HINT = 400  # only helps oneDNN to choose the layout of the weights
-
-
-def has_packed_products() -> bool:
-    return bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def has_fast_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 in one instruction; emulated, it is five times slower than float32."""
-    return has_packed_products() and torch.cpu._is_avx512_bf16_supported()
-
-
-def has_fast_integers() -> bool:
-    """Whether the processor multiplies 8-bit integers in one instruction, which keeps their sums from overflowing."""
-    return has_packed_products() and hasattr(torch.ops, "onednn") and torch.cpu._is_vnni_supported()
 
 
 class PackedLinear(nn.Module):

@@ -9,11 +9,11 @@ instead of swish, and a stem and a head that keep their width.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from searchengine.errors import UsageError, WeightsError
 from searchengine.models.devices import lone_threads
+from searchengine.models.mini.convolution import Conv, IntegerConv, Layer, RoundedConv
 
 IMAGE_SIZE, MAP_SIDE = 260, 9
 PIXEL_MEAN, PIXEL_STD = 127, 128
@@ -28,9 +29,12 @@ STEM_CHANNELS, FEATURE_CHANNELS, CLASSES = 32, 1280, 1000
 BATCH_NORM_EPSILON = 1e-3
 Shape = tuple[int, int, int, int]
 
-# The photos that a CPU thread takes at a time. glibc still recycles their widest map, 13 MB; much larger ones go back
-# to the kernel after every layer, and faulting their pages in again costs more than the convolutions.
-CPU_BATCH = 2
+C = TypeVar("C", covariant=True)  # how far a convolution has been made ready: Layer, then Conv or IntegerConv
+
+# The most photos that a CPU thread takes at a time, in floats and in bytes. glibc still recycles their widest map,
+# 13 MB; much larger ones go back to the kernel after every layer, and faulting their pages in again costs more than the
+# convolutions.
+CPU_BATCH, INTEGER_CPU_BATCH = 2, 4
 
 
 @dataclass(frozen=True)
@@ -57,57 +61,50 @@ DESCRIBING_STAGES = 4
 POOLED_CHANNELS = FEATURE_CHANNELS + sum(stage.channels for stage in STAGES[-DESCRIBING_STAGES:])
 
 
-class Conv:
-    """A convolution with its batch norm folded in, then ReLU6 or the sum with a residual.
+@dataclass(frozen=True)
+class Block(Generic[C]):
+    """A mobile inverted bottleneck (MBConv): widen, filter each channel by itself, narrow, add what came in."""
 
-    weight: float32 (out, in / groups, k, k). `side` is the height and width of the maps to come; it only helps oneDNN
-    to choose the layout of the weights.
-    """
-
-    def __init__(
-        self, weight: Tensor, bias: Tensor, side: int, *, stride: int, padding: int, groups: int = 1, relu6: bool = True
-    ) -> None:
-        self.weight, self.bias = weight.contiguous(memory_format=torch.channels_last), bias
-        self.stride, self.padding, self.groups, self.relu6 = stride, padding, groups, relu6
-        # torch's public convolution lays the weights out anew at each call and runs ReLU6 as a pass of its own. The ops
-        # that its compiler emits do neither, and are a sixth faster over the whole network.
-        self.fused = self.weight.is_cpu and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-        if self.fused:
-            self.weight = torch.ops.mkldnn._reorder_convolution_weight(
-                weight.contiguous(), *self._geometry(), [CPU_BATCH, weight.shape[1] * groups, side, side]
-            )
-
-    def _geometry(self) -> tuple[list[int], list[int], list[int], int]:
-        return [self.padding] * 2, [self.stride] * 2, [1, 1], self.groups
-
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if self.fused:
-            conv = torch.ops.mkldnn._convolution_pointwise
-            arguments = self.weight, self.bias, *self._geometry()
-            if residual is not None:
-                return cast(Tensor, conv.binary(x, residual, *arguments, "add", 1.0, None, [], None))
-            activation, bounds = ("hardtanh", [0.0, 6.0]) if self.relu6 else ("none", [])
-            return cast(Tensor, conv(x, *arguments, activation, bounds, ""))
-        y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
-        if self.relu6:
-            F.hardtanh_(y, 0.0, 6.0)
-        return y if residual is None else y.add_(residual)
+    expand: C | None
+    depthwise: C
+    project: C
+    residual: bool
 
 
 @dataclass(frozen=True)
-class Block:
-    """A mobile inverted bottleneck (MBConv): widen, filter each channel by itself, narrow."""
+class Network(Generic[C]):
+    """The convolutions, as they were trained or made ready to run."""
 
-    expand: Conv | None
-    depthwise: Conv
-    project: Conv
-    residual: bool
+    stem: C
+    blocks: Sequence[Block[C]]
+    head: C
 
-    def __call__(self, x: Tensor) -> Tensor:
-        # x: (n, c, h, w)
-        wide = self.expand(x) if self.expand else x  # (n, 6 c, h, w)
-        wide = self.depthwise(wide)  # (n, 6 c, h / stride, w / stride)
-        return self.project(wide, x if self.residual else None)  # (n, c', h / stride, w / stride)
+
+def in_floats(layers: Network[Layer]) -> Network[Conv]:
+    blocks = [
+        Block(Conv(block.expand) if block.expand else None, Conv(block.depthwise), Conv(block.project), block.residual)
+        for block in layers.blocks
+    ]
+    return Network(Conv(layers.stem), blocks, Conv(layers.head))
+
+
+def in_integers(layers: Network[Layer]) -> Network[Conv | IntegerConv]:
+    """Each convolution reads the levels that the one before it gives.
+
+    The stem and the first block stay in floats: a thirtieth of the work, and half of what rounding would spoil, for
+    what they filter out of smooth surfaces is finer than levels are.
+    """
+    first = layers.blocks[0]
+    project = RoundedConv(first.project)
+    x = project.levels
+    blocks: list[Block[Conv | IntegerConv]] = [Block(None, Conv(first.depthwise), project, residual=False)]
+    for block in layers.blocks[1:]:
+        expand = IntegerConv(block.expand, x) if block.expand else None
+        depthwise = IntegerConv(block.depthwise, expand.levels if expand else x)
+        narrow = IntegerConv(block.project, depthwise.levels, x if block.residual else None)
+        blocks.append(Block(expand, depthwise, narrow, block.residual))
+        x = narrow.levels
+    return Network(Conv(layers.stem), blocks, IntegerConv(layers.head, x))
 
 
 class EfficientNetLite2:
@@ -116,38 +113,26 @@ class EfficientNetLite2:
     classifier_weight: float32 (1000, 1280). classifier_bias: float32 (1000,).
     """
 
-    def __init__(self, weights: Checkpoint) -> None:
-        self._stem, conv = weights.stem(), weights.conv
-        side = IMAGE_SIZE // 2
-        self._blocks: list[Block] = []
-        channels = STEM_CHANNELS
-        for stage in STAGES:
-            for stride in (stage.stride, *[1] * (stage.repeats - 1)):
-                name = f"_blocks.{len(self._blocks)}."
-                wide, narrow, k = channels * stage.expansion, stage.channels, stage.kernel
-                expand = None
-                if stage.expansion > 1:
-                    expand = conv(name + "_expand_conv", name + "_bn0", (wide, channels, 1, 1), side)
-                depthwise = conv(
-                    name + "_depthwise_conv", name + "_bn1", (wide, 1, k, k), side, stride=stride, groups=wide
-                )
-                side = -(-side // stride)
-                project = conv(name + "_project_conv", name + "_bn2", (narrow, wide, 1, 1), side, relu6=False)
-                self._blocks.append(Block(expand, depthwise, project, residual=stride == 1 and channels == narrow))
-                channels = narrow
-        self._head = conv("_conv_head", "_bn1", (FEATURE_CHANNELS, channels, 1, 1), side)
+    def __init__(self, weights: Checkpoint, *, precision: str, threads: int) -> None:
+        layers = weights.layers()
+        self._network: Network[Conv | IntegerConv]
+        self._network = in_integers(layers) if precision == "int8" else in_floats(layers)
+        self._cpu_batch = INTEGER_CPU_BATCH if precision == "int8" else CPU_BATCH
         self.classifier_weight = weights.take("_fc.weight", (CLASSES, FEATURE_CHANNELS))
         self.classifier_bias = weights.take("_fc.bias", (CLASSES,))
+        self._threads = threads
+        self._pool = lone_threads(threads)
 
     @classmethod
-    def from_file(cls, path: Path, *, device: str = "cpu") -> EfficientNetLite2:
-        """Load the published ``efficientnet-lite2-9656183e.pth``.
+    def from_file(cls, path: Path, *, device: str = "cpu", precision: str = "fp32") -> EfficientNetLite2:
+        """Load the published ``efficientnet-lite2-9656183e.pth``, to compute in `precision`: fp32, or int8 on a CPU.
 
         Raises WeightsError if the file is missing or damaged, or if its tensors are not exactly this network's.
         """
         weights = Checkpoint(path, device)
+        threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
         with lone_threads(1) as pool:
-            network = pool.submit(cls, weights).result()
+            network = pool.submit(cls, weights, precision=precision, threads=threads).result()
         weights.check_all_taken()
         return network
 
@@ -177,38 +162,45 @@ class EfficientNetLite2:
             raise UsageError(
                 f"pixels are {pixels.dtype} {tuple(pixels.shape)}, expected uint8 (n, {IMAGE_SIZE}, {IMAGE_SIZE}, 3)"
             )
-        device = out.device
-        batch = CPU_BATCH if device.type == "cpu" else max(1, len(pixels))
+        device, batch = out.device, max(1, len(pixels))
+        if device.type == "cpu":
+            batch = max(1, min(self._cpu_batch, -(-len(pixels) // self._threads)))
 
         def fill(start: int) -> None:
             out[start : start + batch] = compute(pixels[start : start + batch].to(device))
 
-        with lone_threads(torch.get_num_threads() if device.type == "cpu" else 1) as pool:
-            list(pool.map(fill, range(0, len(pixels), batch)))
+        list(self._pool.map(fill, range(0, len(pixels), batch)))
 
     @torch.no_grad()
     def _forward(self, pixels: Tensor) -> Tensor:
-        *_, last = self._maps(pixels)
-        return last  # (n, 1280, 9, 9)
+        *_, (head, last) = self._maps(pixels)
+        return head.real(last)  # (n, 1280, 9, 9)
 
     @torch.no_grad()
     def _describe(self, pixels: Tensor) -> Tensor:
         # A residual may be added in place to the map that it follows, so each is averaged as soon as it is there.
-        *stages, last = (x.mean((2, 3)) for x in self._maps(pixels))
-        logits = last @ self.classifier_weight.T + self.classifier_bias
-        return torch.cat([last, *stages[-DESCRIBING_STAGES:], logits], 1)  # (n, 3048)
+        *stages, last = (conv.real(x.mean((2, 3), dtype=torch.float32)) for conv, x in self._maps(pixels))
+        # A product adds up in an order that goes by its shape; this one is always the same.
+        rows = F.pad(last, (0, 0, 0, max(0, self._cpu_batch - len(last)))) if last.is_cpu else last
+        logits = (rows @ self.classifier_weight.T)[: len(last)] + self.classifier_bias
+        return torch.cat([last, *stages, logits], 1)  # (n, 3048)
 
-    def _maps(self, pixels: Tensor) -> Iterator[Tensor]:
-        """The outputs of the stages, then of the head."""
+    def _maps(self, pixels: Tensor) -> Iterator[tuple[Conv | IntegerConv, Tensor]]:
+        """The outputs of the last stages, then of the head, each with the convolution that gave it."""
+        network = self._network
         # The stem has normalisation in its weights, so that what it pads with is the pixel which normalises to zero.
         x = F.pad(pixels, (0, 0, 0, 1, 0, 1), value=PIXEL_MEAN).permute(0, 3, 1, 2).float()  # (n, 3, 261, 261)
-        x = self._stem(x)  # (n, 32, 130, 130)
-        blocks = iter(self._blocks)
-        for stage in STAGES:
+        x = network.stem(x)  # (n, 32, 130, 130)
+        blocks = iter(network.blocks)
+        for number, stage in enumerate(STAGES):
             for block in islice(blocks, stage.repeats):
-                x = block(x)
-            yield x  # (n, 352, 9, 9) at the end
-        yield self._head(x)  # (n, 1280, 9, 9)
+                # x: (n, c, h, w)
+                wide = block.expand(x) if block.expand else x  # (n, 6 c, h, w)
+                wide = block.depthwise(wide)  # (n, 6 c, h / stride, w / stride)
+                x = block.project(wide, x if block.residual else None)  # (n, c', h / stride, w / stride)
+            if number >= len(STAGES) - DESCRIBING_STAGES:
+                yield block.project, x  # (n, 352, 9, 9) at the end
+        yield network.head, network.head(x)  # (n, 1280, 9, 9)
 
 
 class Checkpoint:
@@ -237,27 +229,47 @@ class Checkpoint:
     def _foreign(self, finding: str) -> WeightsError:
         return WeightsError(f"{self._path} {finding}, so it is not EfficientNet-Lite2's checkpoint; fetch it again")
 
-    def _fold(self, name: str, norm: str, shape: Shape) -> tuple[Tensor, Tensor]:
+    def layers(self) -> Network[Layer]:
+        """All but the classifier."""
+        weight, bias, mean, deviation = self._fold("_conv_stem", "_bn0", (STEM_CHANNELS, 3, 3, 3))
+        weight = weight / PIXEL_STD
+        bias = bias - PIXEL_MEAN * weight.sum((1, 2, 3))
+        stem = Layer(weight, bias, mean, deviation, IMAGE_SIZE + 1, stride=2, padding=0)
+        side, channels = IMAGE_SIZE // 2, STEM_CHANNELS
+        blocks: list[Block[Layer]] = []
+        for stage in STAGES:
+            for stride in (stage.stride, *[1] * (stage.repeats - 1)):
+                name = f"_blocks.{len(blocks)}."
+                wide, narrow, k = channels * stage.expansion, stage.channels, stage.kernel
+                expand = None
+                if stage.expansion > 1:
+                    expand = self._layer(name + "_expand_conv", name + "_bn0", (wide, channels, 1, 1), side)
+                depthwise = self._layer(
+                    name + "_depthwise_conv", name + "_bn1", (wide, 1, k, k), side, stride=stride, groups=wide
+                )
+                side = -(-side // stride)
+                project = self._layer(name + "_project_conv", name + "_bn2", (narrow, wide, 1, 1), side, linear=True)
+                blocks.append(Block(expand, depthwise, project, residual=stride == 1 and channels == narrow))
+                channels = narrow
+        return Network(stem, blocks, self._layer("_conv_head", "_bn1", (FEATURE_CHANNELS, channels, 1, 1), side))
+
+    def _fold(self, name: str, norm: str, shape: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The weight and bias with the norm in them, and the mean and deviation of what the norm gives."""
         weight, out = self.take(f"{name}.weight", shape), shape[:1]
         gain, shift = self.take(f"{norm}.weight", out), self.take(f"{norm}.bias", out)
         mean, variance = self.take(f"{norm}.running_mean", out), self.take(f"{norm}.running_var", out)
         self.take(f"{norm}.num_batches_tracked", ())
         scale = gain / (variance + BATCH_NORM_EPSILON).sqrt()
-        return weight * scale[:, None, None, None], shift - mean * scale
+        return weight * scale[:, None, None, None], shift - mean * scale, shift, gain.abs()
 
-    def stem(self) -> Conv:
-        weight, bias = self._fold("_conv_stem", "_bn0", (STEM_CHANNELS, 3, 3, 3))
-        weight = weight / PIXEL_STD
-        bias = bias - PIXEL_MEAN * weight.sum((1, 2, 3))
-        return Conv(weight, bias, IMAGE_SIZE + 1, stride=2, padding=0)
-
-    def conv(
-        self, name: str, norm: str, shape: Shape, side: int, *, stride: int = 1, groups: int = 1, relu6: bool = True
-    ) -> Conv:
-        weight, bias = self._fold(name, norm, shape)
+    def _layer(
+        self, name: str, norm: str, shape: Shape, side: int, *, stride: int = 1, groups: int = 1, linear: bool = False
+    ) -> Layer:
+        weight, bias, mean, deviation = self._fold(name, norm, shape)
         # TensorFlow's "same" padding puts an odd pixel at the right and the bottom, torch pads evenly: a row and a
         # column of zeros in front of the kernel make the two equal, without a copy of the map.
         padding = max((-(-side // stride) - 1) * stride + shape[-1] - side, 0)
         if padding % 2:
             weight = F.pad(weight, (1, 0, 1, 0))
-        return Conv(weight, bias, side, stride=stride, padding=(padding + 1) // 2, groups=groups, relu6=relu6)
+        padding = (padding + 1) // 2
+        return Layer(weight, bias, mean, deviation, side, stride=stride, padding=padding, groups=groups, linear=linear)

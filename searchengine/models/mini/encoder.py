@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from searchengine.errors import UsageError
 from searchengine.models.inputs import check_is_list, encode_in_batches
 from searchengine.models.mini import parts
 from searchengine.models.mini.heads import MiniHeads
+from searchengine.text import printable
 from searchengine.vectors import FloatMatrix, PixelBatch, UsualScores
 
 if TYPE_CHECKING:
@@ -31,18 +33,32 @@ BLOCK = 16
 class MiniEncoder:
     """Implements `searchengine.vectors.Encoder` with the heads in the file `heads_file`.
 
-    `hashes_folder`: where hashes of the frozen parts are remembered; None computes them.
+    `precision`: fp32, or int8 for an image tower in 8-bit integers, on a CPU. `hashes_folder`: where hashes of the
+    frozen parts are remembered; None computes them.
 
-    Raises WeightsError for unusable heads at once; ModelNotFound and WeightsError for a tower when it is first used.
+    Raises WeightsError for unusable heads and UsageError for another precision at once; ModelNotFound and WeightsError
+    for a tower when it is first used, then also UsageError for int8 on a GPU.
     """
 
     dim = parts.DIM
     image_size = parts.IMAGE_SIZE
-    precision = "fp32"
     usual_scores = UsualScores(centre=0.073, spread=0.066)  # by scripts/fit_relevance.py
 
-    def __init__(self, *, name: str, heads_file: Path, device: str = "auto", hashes_folder: Path | None = None) -> None:
-        self.name = name
+    def __init__(
+        self,
+        *,
+        name: str,
+        heads_file: Path,
+        device: str = "auto",
+        precision: str = "fp32",
+        hashes_folder: Path | None = None,
+    ) -> None:
+        if precision not in parts.PRECISIONS:
+            raise UsageError(
+                f"the encoder {printable(name)} has no precision {precision}; "
+                f"use --precision {' or '.join(parts.PRECISIONS)}, or a CLIP"
+            )
+        self.name, self.precision = name, precision
         self._hashes_folder = hashes_folder
         self._heads_file = heads_file
         self.heads = MiniHeads.load(heads_file)
@@ -51,7 +67,7 @@ class MiniEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        return parts.fingerprint(self._heads_file)
+        return parts.fingerprint(self._heads_file, precision=self.precision)
 
     @property
     def logit_scale(self) -> float:
@@ -94,7 +110,7 @@ class MiniEncoder:
 
     @cached_property
     def image_tower(self) -> EfficientNetLite2:
-        return load_image_tower(self._device, hashes_folder=self._hashes_folder)
+        return load_image_tower(self._device, precision=self.precision, hashes_folder=self._hashes_folder)
 
 
 def load_text_tower(*, hashes_folder: Path | None = None) -> MiniLM:
@@ -105,13 +121,13 @@ def load_text_tower(*, hashes_folder: Path | None = None) -> MiniLM:
     return MiniLM.from_folder(parts.locate(parts.TEXT_TOWER, hashes_folder=hashes_folder).parent)
 
 
-def load_image_tower(device: str, *, hashes_folder: Path | None = None) -> EfficientNetLite2:
-    """The installed image tower; `auto` is a GPU where there is one.
+def load_image_tower(device: str, *, precision: str = "fp32", hashes_folder: Path | None = None) -> EfficientNetLite2:
+    """The installed image tower; `auto` is a GPU where there is one, except for integers.
 
-    Raises ModelNotFound, WeightsError, ModelUnusable for a device that cannot be used.
+    Raises ModelNotFound, WeightsError, ModelUnusable for a device that cannot be used, UsageError for int8 on a GPU.
     """
-    from searchengine.models.devices import pick_device
+    from searchengine.models.devices import choose_device
     from searchengine.models.mini.efficientnet import EfficientNetLite2
 
     file = parts.locate(parts.IMAGE_TOWER, hashes_folder=hashes_folder)
-    return EfficientNetLite2.from_file(file, device=str(pick_device(device)))
+    return EfficientNetLite2.from_file(file, device=str(choose_device(device, precision)), precision=precision)

@@ -20,6 +20,9 @@ IMAGE_SIZE = 260
 # Counted up whenever the same photo or text would give another vector with the same weights.
 PREPROCESSING_VERSION = 1
 
+# Of the image tower; texts are always in fp32.
+PRECISIONS = ("fp32", "int8")
+
 SHIPPED_HEADS = Path(__file__).parent / "heads.safetensors"
 
 
@@ -86,8 +89,8 @@ def locate(part: Part, *, hashes_folder: Path | None = None) -> Path:
     return path
 
 
-def fingerprint(heads: Path) -> str:
-    """sha256, in hex, over all parts and the version of the preprocessing.
+def fingerprint(heads: Path, *, precision: str = "fp32") -> str:
+    """sha256, in hex, over all parts, the version of the preprocessing, and the precision of the image tower.
 
     The frozen parts count with their pinned hashes; `locate` checks the files against these when they are loaded.
     """
@@ -95,6 +98,8 @@ def fingerprint(heads: Path) -> str:
     for part in ALL:
         digest.update(f"{part.sha256}\n".encode())
     digest.update(hashlib.sha256(heads.read_bytes()).hexdigest().encode())
+    if precision != "fp32":
+        digest.update(f"\n{precision}\n".encode())
     return digest.hexdigest()
 
 
