@@ -1,11 +1,14 @@
-"""The stage between reading and writing: a thread runs the encoder, so that it never waits for rows or disks.
+"""The stage between reading and writing: threads run the encoder, so that it never waits for rows or disks.
 
-While one batch is encoded, the next is decoded and the one before is recorded. Where workers of their own encode
+While batches are encoded, the next is decoded and the one before is recorded. Where workers of their own encode
 (indexer/engines/), nothing is left to do here.
 """
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,6 +21,8 @@ from indexer.reading import Decoded, Failed, Known
 from indexer.report import StageClock
 from searchengine.metadata import PhotoMetadata
 from searchengine.vectors import Encoder, FloatMatrix, PixelBatch
+
+BATCHES_AT_ONCE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +60,14 @@ class Batch:
 
 
 class Encoding(Protocol):
-    """Batches go in, and come back later with their embeddings."""
+    """Batches go in, and come back later with their embeddings, in their order."""
 
     @property
-    def under_way(self) -> Batch: ...
+    def hashes_under_way(self) -> set[bytes]: ...
 
-    def hand_over(self, batch: Batch) -> Batch: ...
+    def hand_over(self, batch: Batch) -> Sequence[Batch]: ...
 
-    def take_back(self, *, wait: bool = True) -> Batch: ...
+    def take_back(self, *, wait: bool = True) -> Sequence[Batch]: ...
 
     def close(self) -> None: ...
 
@@ -70,56 +75,80 @@ class Encoding(Protocol):
 class EncodedBefore:
     """For batches of `Encoded`, which come back at once."""
 
-    def __init__(self) -> None:
-        self.under_way = Batch()
+    @property
+    def hashes_under_way(self) -> set[bytes]:
+        return set()
 
-    def hand_over(self, batch: Batch) -> Batch:
+    def hand_over(self, batch: Batch) -> Sequence[Batch]:
         rows = [item.embedding for item in batch.decoded if isinstance(item, Encoded)]
         if rows:
             batch.embeddings = np.stack(rows)
-        return batch
+        return [batch]
 
-    def take_back(self, *, wait: bool = True) -> Batch:
-        return Batch()
+    def take_back(self, *, wait: bool = True) -> Sequence[Batch]:
+        return []
 
     def close(self) -> None:
         pass
 
 
-class EncoderThread:
-    """Encodes one batch at a time; what the encoder raises is raised where the batch is taken back."""
+class EncoderThreads:
+    """Encodes two batches at a time; what the encoder raises is raised where the batch is taken back.
+
+    Two, so that cores never wait: at the end of a batch there are fewer photos than cores, and between two batches
+    there are none. The first is encoded alone, for it may be what loads the encoder.
+    """
 
     def __init__(self, encoder: Encoder, *, clock: StageClock) -> None:
         self._encoder = encoder
         self._clock = clock
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
-        self._embeddings: Future[FloatMatrix] | None = None
-        self.under_way = Batch()
+        self._pool = ThreadPoolExecutor(BATCHES_AT_ONCE, thread_name_prefix="encode")
+        self._under_way: deque[tuple[Batch, Future[FloatMatrix] | None]] = deque()
+        self._is_loaded = False
+        self._counting = threading.Lock()
+        self._counted_until = 0.0
 
-    def hand_over(self, batch: Batch) -> Batch:
-        """Have `batch` encoded once the one before it is; gives that one back, with its embeddings."""
+    @property
+    def hashes_under_way(self) -> set[bytes]:
+        return {content_hash for batch, _ in self._under_way for content_hash in batch.hashes}
+
+    def hand_over(self, batch: Batch) -> Sequence[Batch]:
+        """Have `batch` encoded; gives the oldest back, with its embeddings, where there are enough without it."""
+        most = BATCHES_AT_ONCE if self._is_loaded else 1
+        done = [self._oldest()] if len(self._under_way) >= most else []
         crops = [item.photo.pixels for item in batch.decoded if isinstance(item, Decoded)]
-        pixels = np.stack(crops) if crops else None
-        done = self.take_back()
-        self.under_way = batch
-        if pixels is not None:
-            self._embeddings = self._thread.submit(self._encode, pixels)
+        embeddings = self._pool.submit(self._encode, np.stack(crops)) if crops else None
+        self._under_way.append((batch, embeddings))
         return done
 
-    def take_back(self, *, wait: bool = True) -> Batch:
-        """The batch that is under way; an empty one if there is none, or if it is not done and not to be waited for."""
-        done, embeddings = self.under_way, self._embeddings
-        if embeddings is not None:
-            if not (wait or embeddings.done()):
-                return Batch()
-            done.embeddings = embeddings.result()
-        self.under_way, self._embeddings = Batch(), None
+    def take_back(self, *, wait: bool = True) -> Sequence[Batch]:
+        """The batches that are under way, in their order; those that are done, if they are not to be waited for."""
+        done = []
+        while self._under_way:
+            _, embeddings = self._under_way[0]
+            if not (wait or embeddings is None or embeddings.done()):
+                break
+            done.append(self._oldest())
         return done
 
     def close(self) -> None:
         """Wait for what is being encoded, so that nobody uses the encoder of a run that is over."""
-        self._thread.shutdown(cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)
+
+    def _oldest(self) -> Batch:
+        batch, embeddings = self._under_way[0]
+        if embeddings is not None:
+            batch.embeddings = embeddings.result()
+            self._is_loaded = True
+        self._under_way.popleft()
+        return batch
 
     def _encode(self, pixels: PixelBatch) -> FloatMatrix:
-        with self._clock.working("encode"):
+        started = time.monotonic()
+        try:
             return self._encoder.encode_pixels(pixels)
+        finally:
+            with self._counting:  # time in which both batches were under way counts once
+                ended = time.monotonic()
+                self._clock.add("encode", ended - max(started, self._counted_until))
+                self._counted_until = ended

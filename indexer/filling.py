@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import closing
 
-from indexer.encoding import Batch, EncoderThread
+from indexer.encoding import Batch, EncoderThreads
 from indexer.lacking import KnownPhoto, Lacking
 from indexer.pipeline import COMMIT_EVERY_PHOTOS, COMMIT_EVERY_SECONDS
 from indexer.reading import Decoded, Failed, Known, KnownContent, PhotoReader
@@ -42,7 +43,7 @@ class Filling:
         self.on_progress = on_progress
         self.stop = stop
         self.clock = StageClock(workers=workers)
-        self.encoding = EncoderThread(encoder, clock=self.clock)
+        self.encoding = EncoderThreads(encoder, clock=self.clock)
         self.known = KnownContent(IndexPaths(writer.folder).database)
         self.reader = PhotoReader(
             known=self.known,
@@ -122,16 +123,17 @@ class Filling:
         batch, self.to_encode = Batch(decoded=self.to_encode), []
         self._record(self.encoding.hand_over(batch))
 
-    def _record(self, batch: Batch) -> None:
-        if batch.decoded:
-            self.writer.add_vectors(batch.hashes, batch.embeddings)
-            self.report.embedded += len(batch.decoded)
-            self.uncommitted += len(batch.decoded)
+    def _record(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            if batch.decoded:
+                self.writer.add_vectors(batch.hashes, batch.embeddings)
+                self.report.embedded += len(batch.decoded)
+                self.uncommitted += len(batch.decoded)
 
     def _commit(self) -> None:
         with self.clock.working("write"):
             self.writer.commit(report={})
-        self.known.keep_pending({*Batch(decoded=self.to_encode).hashes, *self.encoding.under_way.hashes})
+        self.known.keep_pending({*Batch(decoded=self.to_encode).hashes, *self.encoding.hashes_under_way})
         self.uncommitted = 0
         self.last_commit = time.monotonic()
         self.report.seconds = self.last_commit - self.started

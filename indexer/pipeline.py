@@ -1,6 +1,6 @@
-"""scan -> read, hash, decode (threads) -> batches -> encoder (a thread) -> writer: bring an index up to date.
+"""scan -> read, hash, decode (threads) -> batches -> encoder (threads) -> writer: bring an index up to date.
 
-At most `3 * batch_size + workers` photos are under way at a time and crops are small, so memory does not grow with the
+At most `4 * batch_size + workers` photos are under way at a time and crops are small, so memory does not grow with the
 library. A file that cannot be used costs that file alone and is recorded with its reason. With an engine, its workers
 read, decode and encode (indexer/engines/).
 """
@@ -15,7 +15,7 @@ from contextlib import closing
 
 from indexer.copies import Copies
 from indexer.crawl import Change, Crawl
-from indexer.encoding import Batch, Encoded, EncodedBefore, EncoderThread, Encoding, Outcome
+from indexer.encoding import Batch, Encoded, EncodedBefore, EncoderThreads, Encoding, Outcome
 from indexer.engines import Engine
 from indexer.engines.crew import Crew
 from indexer.reading import Decoded, Failed, Known, KnownContent, PhotoReader
@@ -29,7 +29,7 @@ from searchengine.metadata import PhotoMetadata
 from searchengine.stores import ImageStore, StoredPhoto, Unlistable, open_stores
 from searchengine.vectors import Encoder
 
-COMMIT_EVERY_PHOTOS = 2000
+COMMIT_EVERY_PHOTOS = 1000
 COMMIT_EVERY_SECONDS = 20.0
 
 
@@ -116,7 +116,7 @@ class _Run:
         self.isolated = isolated
         self.engine = engine
         self.clock = StageClock(workers=workers or os.cpu_count() or 1)
-        self.encoding: Encoding = EncodedBefore() if engine else EncoderThread(encoder, clock=self.clock)
+        self.encoding: Encoding = EncodedBefore() if engine else EncoderThreads(encoder, clock=self.clock)
         self.known = KnownContent(IndexPaths(writer.folder).database)
         self.to_encode: list[Decoded | Encoded] = []
         self.waiting: list[Known] = []
@@ -227,7 +227,7 @@ class _Run:
                 self.waiting.append(outcome)
         if len(self.to_encode) >= self.batch_size or len(self.waiting) >= COMMIT_EVERY_PHOTOS:
             self._encode()
-        self._record_batch(self.encoding.take_back(wait=False))
+        self._record_batches(self.encoding.take_back(wait=False))
         self._commit_if_due()
 
     def _commit_if_due(self) -> None:
@@ -239,11 +239,15 @@ class _Run:
         """Hand what is decoded to the encoder, and record what that has done meanwhile."""
         batch = Batch(decoded=self.to_encode, waiting=self.waiting)
         self.to_encode, self.waiting = [], []
-        self._record_batch(self.encoding.hand_over(batch))
+        self._record_batches(self.encoding.hand_over(batch))
 
     def _encode_the_rest(self) -> None:
         self._encode()
-        self._record_batch(self.encoding.take_back())
+        self._record_batches(self.encoding.take_back())
+
+    def _record_batches(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            self._record_batch(batch)
 
     def _record_batch(self, batch: Batch) -> None:
         """Queue vectors and rows for the next commit."""
@@ -292,7 +296,7 @@ class _Run:
         with self.clock.working("write"):
             self.writer.commit(report=self.report.as_dict(), finished=finished)
             self.copies.note(self.recorded)
-        self.known.keep_pending({*Batch(decoded=self.to_encode).hashes, *self.encoding.under_way.hashes})
+        self.known.keep_pending({*Batch(decoded=self.to_encode).hashes, *self.encoding.hashes_under_way})
         self.recorded.clear()
         self.moved_rows.clear()  # they have their new names now
         self.last_moved.clear()

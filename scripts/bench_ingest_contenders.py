@@ -117,8 +117,8 @@ def encoder_of(name: str, folder: Path) -> Encoder:
     from searchengine.models.clip.encoder import ClipEncoder
     from searchengine.models.registry import load_encoder
 
-    if name == "mini":
-        return load_encoder("mini", device="cpu")
+    if name.startswith("mini"):
+        return load_encoder("mini", device="cpu", precision=name.partition(" ")[2] or "fp32")
     file = folder / "model.safetensors"
     return ClipEncoder(name="random", weights_file=file, device="cpu", precision=name)
 

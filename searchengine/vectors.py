@@ -70,7 +70,7 @@ class Encoder(Protocol):
     def encode_images(self, images: Sequence[ImageSource]) -> FloatMatrix: ...
 
     def encode_pixels(self, pixels: PixelBatch) -> FloatMatrix:
-        """Encode uint8 RGB crops of shape (n, image_size, image_size, 3)."""
+        """Encode uint8 RGB crops of shape (n, image_size, image_size, 3). Two threads may do so at once."""
 
 
 # The squares of smaller numbers lose digits.

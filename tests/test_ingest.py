@@ -7,6 +7,7 @@ import io
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,18 +19,22 @@ import torch
 from fakes import FakeEncoder
 from torch import Tensor
 
+import indexer.crawl
 import indexer.pipeline
+import indexer.reading
 import indexer.report
 import indexer.writer
 import searchengine.cli.output
-from indexer.encoding import Batch, EncoderThread
+from indexer.encoding import BATCHES_AT_ONCE, Batch, EncoderThreads
 from indexer.pipeline import build
 from indexer.reading import Decoded
 from indexer.reencode import reencode
 from indexer.report import STAGES, Progress, StageClock
 from searchengine.cli.output import pace, progress_bar
+from searchengine.decode import Photo
 from searchengine.errors import IndexUnusable, ModelUnusable
 from searchengine.index.reader import Index
+from searchengine.metadata import PhotoMetadata
 from searchengine.models.devices import LargestBatch
 from searchengine.vectors import FloatMatrix, PixelBatch
 
@@ -218,6 +223,34 @@ def test_a_disk_that_fills_while_the_encoder_works_ends_the_run_and_its_threads(
     assert build(tmp_path / "index", [tmp_path / "photos"], encoder=Slow(), isolated=False).added == 9
 
 
+def test_a_run_keeps_nothing_of_photos_that_are_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(1000):
+        (tmp_path / "photos" / f"{number}.png").write_bytes(number.to_bytes(2, "big"))
+    photo = Photo(pixels=np.zeros((32, 32, 3), dtype=np.uint8), metadata=PhotoMetadata(width=1, height=1))
+    commit, held_bytes = indexer.writer.IndexWriter.commit, []
+
+    def weigh(*arguments: Any, **options: Any) -> None:
+        commit(*arguments, **options)
+        held_bytes.append(tracemalloc.get_traced_memory()[0])
+
+    monkeypatch.setattr(indexer.reading.InProcessDecoder, "decode_bytes", lambda *_, **__: photo)
+    monkeypatch.setattr(indexer.writer.IndexWriter, "commit", weigh)
+    monkeypatch.setattr(indexer.pipeline, "COMMIT_EVERY_PHOTOS", 50)
+    monkeypatch.setattr(indexer.crawl, "ROWS_PER_PAGE", 50)
+    tracemalloc.start()
+    try:
+        report = build(
+            tmp_path / "index", [tmp_path / "photos"], encoder=FakeEncoder(), batch_size=10, workers=1, isolated=False
+        )
+    finally:
+        tracemalloc.stop()
+    assert report.added == 1000
+    early, late = min(held_bytes[3:6]), min(held_bytes[15:18])
+    # A set of the hashes alone would take 100 bytes a photo.
+    assert late - early < 40 * 12 * 50, f"{(late - early) / (12 * 50):.0f} bytes are kept of each photo"
+
+
 def test_a_change_of_the_model_tells_its_pace_too_once_there_is_one(
     tmp_path: Path, photos: Path, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,10 +270,10 @@ def test_a_change_of_the_model_tells_its_pace_too_once_there_is_one(
 
 
 @pytest.fixture
-def encoding(encoder: FakeEncoder) -> Iterator[EncoderThread]:
-    thread = EncoderThread(encoder, clock=StageClock())
-    yield thread
-    thread.close()
+def encoding(encoder: FakeEncoder) -> Iterator[EncoderThreads]:
+    threads = EncoderThreads(encoder, clock=StageClock())
+    yield threads
+    threads.close()
 
 
 def decoded(seed: int) -> Decoded:
@@ -250,15 +283,70 @@ def decoded(seed: int) -> Decoded:
     return Decoded(change=change, content_hash=bytes([seed]), photo=photo)
 
 
-def test_batches_come_back_in_their_order_with_their_own_vectors(encoding: EncoderThread, encoder: FakeEncoder) -> None:
+def test_batches_come_back_in_their_order_with_their_own_vectors(
+    encoding: EncoderThreads, encoder: FakeEncoder
+) -> None:
     batches = [Batch(decoded=[decoded(seed), decoded(seed + 1)]) for seed in range(0, 10, 2)]
-    back = [encoding.hand_over(batch) for batch in [*batches, Batch()]]
-    assert back[0].decoded == []
-    assert back[1:] == batches
-    assert encoding.take_back().decoded == []
-    for batch in batches:
+    batches.insert(3, Batch())
+    back = [done for batch in batches for done in encoding.hand_over(batch)]
+    assert len(back) == len(batches) - BATCHES_AT_ONCE
+    assert encoding.hashes_under_way == {photo.content_hash for batch in batches[-2:] for photo in batch.decoded}
+    back += encoding.take_back()
+    assert all(one is other for one, other in zip(back, batches, strict=True))
+    assert not encoding.take_back()
+    for batch in filter(lambda batch: batch.decoded, batches):
         expected = encoder.encode_pixels(np.stack([photo.photo.pixels for photo in batch.decoded]))
         np.testing.assert_array_equal(batch.embeddings, expected)
+
+
+def test_after_the_first_batch_which_may_load_the_encoder_two_are_encoded_at_once(
+    encoding: EncoderThreads, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, at_once, together = encoder.encode_pixels, [0], threading.Barrier(2)
+    seen: list[int] = []
+
+    def told(pixels: PixelBatch) -> FloatMatrix:
+        at_once[0] += 1
+        seen.append(at_once[0])
+        if len(seen) > 1:
+            together.wait(timeout=20)  # the second and the third meet here
+        at_once[0] -= 1
+        return encode(pixels)
+
+    monkeypatch.setattr(encoder, "encode_pixels", told)
+    first, second, third = (Batch(decoded=[decoded(seed)]) for seed in range(3))
+    assert not encoding.hand_over(first)
+    assert encoding.hand_over(second) == [first]  # waits for it
+    assert not encoding.hand_over(third)
+    assert encoding.take_back() == [second, third]
+    assert sorted(seen) == [1, 1, 2]
+
+
+def test_what_the_encoder_raises_is_raised_whenever_its_batch_is_taken_back(
+    encoding: EncoderThreads, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(pixels: PixelBatch) -> FloatMatrix:
+        raise ModelUnusable("it broke")
+
+    monkeypatch.setattr(encoder, "encode_pixels", fail)
+    encoding.hand_over(Batch(decoded=[decoded(0)]))
+    for _ in range(2):
+        with pytest.raises(ModelUnusable, match="it broke"):
+            encoding.take_back()
+
+
+def test_time_in_which_two_batches_were_encoded_counts_once(
+    encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, encode = StageClock(), encoder.encode_pixels
+    monkeypatch.setattr(encoder, "encode_pixels", lambda pixels: (time.sleep(0.03), encode(pixels))[1])
+    encoding = EncoderThreads(encoder, clock=clock)
+    started = time.monotonic()
+    for seed in range(12):
+        encoding.hand_over(Batch(decoded=[decoded(seed)]))
+    encoding.take_back()
+    encoding.close()
+    assert 0 < clock.seconds()["encode"] <= time.monotonic() - started
 
 
 def test_a_run_tells_how_long_each_stage_worked(tmp_path: Path, photos: Path, encoder: FakeEncoder) -> None:

@@ -7,14 +7,14 @@ found goes back batch by batch, so that a worker that is lost takes no more with
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from indexer.crawl import Change
-from indexer.encoding import Batch, EncoderThread
+from indexer.encoding import Batch, EncoderThreads
 from indexer.engines.messages import (
     Answer,
     Embedded,
@@ -105,7 +105,7 @@ class Worker:
             isolated=self._setup.isolated,
             clock=clock,
         )
-        with closing(EncoderThread(encoder, clock=clock)) as encoding:
+        with closing(EncoderThreads(encoder, clock=clock)) as encoding:
             outbox = Outbox(encoding, clock=clock, batch_size=batch_size, send=self._send)
             while lease := self._leases.get():
                 with closing(reader.read_all(self._photos_from(lease), stop=self._stop)) as outcomes:
@@ -131,7 +131,7 @@ class Worker:
 class Outbox:
     """Encodes what was decoded, and sends what was found, in batches."""
 
-    def __init__(self, encoding: EncoderThread, *, clock: StageClock, batch_size: int, send: Send) -> None:
+    def __init__(self, encoding: EncoderThreads, *, clock: StageClock, batch_size: int, send: Send) -> None:
         self._encoding = encoding
         self._clock = clock
         self._batch_size = batch_size
@@ -162,7 +162,7 @@ class Outbox:
         self._tell(self._encoding.take_back())
 
     def _under_way(self) -> set[bytes]:
-        return {*Batch(decoded=self._to_encode).hashes, *self._encoding.under_way.hashes}
+        return {*Batch(decoded=self._to_encode).hashes, *self._encoding.hashes_under_way}
 
     def _hand_over(self) -> None:
         # Those that are known wait for the photos before them, which may be what made them known.
@@ -170,7 +170,11 @@ class Outbox:
         self._to_encode, self._known = [], []
         self._tell(self._encoding.hand_over(batch))
 
-    def _tell(self, batch: Batch) -> None:
+    def _tell(self, batches: Sequence[Batch]) -> None:
+        for batch in batches or [Batch()]:  # failures are told at once
+            self._tell_of(batch)
+
+    def _tell_of(self, batch: Batch) -> None:
         findings = [_finding(change, Embedded(content_hash, metadata)) for change, content_hash, metadata in batch.new]
         findings += [_finding(found.change, Recognised(found.content_hash, found.metadata)) for found in batch.waiting]
         findings += [_finding(failed.change, Unusable(failed.reason, failed.damaged)) for failed in self._failed]
