@@ -18,10 +18,10 @@ LISTED_PER_REQUEST = 1000  # S3's ListObjectsV2
 class Rates:
     """What one thing does in a second, takes in bytes, or costs in dollars."""
 
-    small_per_core_s: float = 26.2  # CLIP ViT-B/32 in int8, photos of 500 x 375, all stages: 52.5 on two cores
-    large_per_core_s: float = 12.6  # the same at 12 megapixels: 25.3
-    small_decoded_per_core_s: float = 183.0
-    large_decoded_per_core_s: float = 23.6
+    small_per_core_s: float = 26.5  # CLIP ViT-B/32 in int8, photos of 500 x 375, all stages: 53.1 on two cores
+    large_per_core_s: float = 13.2  # the same at 12 megapixels: 26.4
+    small_decoded_per_core_s: float = 310.0
+    large_decoded_per_core_s: float = 27.2
     gpu_images_per_second: float = 1500.0  # published by clip-retrieval for an RTX 3080
     vector_bytes: float = 2056.0  # float32 x 512, and its id
     row_bytes: float = 232.0

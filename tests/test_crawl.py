@@ -857,7 +857,7 @@ def test_the_number_of_photos_under_way_is_bounded(
     monkeypatch.setattr(indexer.reading, "decode_bytes", counted)
     monkeypatch.setattr(encoder, "encode_pixels", slow)
     update(batch_size=batch_size, workers=workers)
-    assert most <= 3 * batch_size + workers
+    assert most <= 4 * batch_size + workers
     assert max(encoder.batches) == batch_size
 
 
@@ -896,7 +896,7 @@ def test_a_run_commits_every_so_often(
         paint(f"photos/{number:02}.png", number % 15)
     assert counters(update(batch_size=4)) == {"added": 20, "duplicates": 5}
     with Index(tmp_path / "index") as index:
-        assert len(index.snapshot().segments) == 4
+        assert 2 <= len(index.snapshot().segments) <= 4  # up to three batches may be done at once
     assert_like_new(tmp_path)
 
 
