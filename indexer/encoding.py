@@ -106,6 +106,7 @@ class EncoderThreads:
         self._under_way: deque[tuple[Batch, Future[FloatMatrix] | None]] = deque()
         self._is_loaded = False
         self._counting = threading.Lock()
+        self._at_work = 0
         self._counted_until = 0.0
 
     @property
@@ -144,11 +145,17 @@ class EncoderThreads:
         return batch
 
     def _encode(self, pixels: PixelBatch) -> FloatMatrix:
-        started = time.monotonic()
+        self._count(begun=True)
         try:
             return self._encoder.encode_pixels(pixels)
         finally:
-            with self._counting:  # time in which both batches were under way counts once
-                ended = time.monotonic()
-                self._clock.add("encode", ended - max(started, self._counted_until))
-                self._counted_until = ended
+            self._count(begun=False)
+
+    def _count(self, *, begun: bool) -> None:
+        """The time in which a batch was under way; that in which two were counts once."""
+        with self._counting:
+            now = time.monotonic()
+            if self._at_work:
+                self._clock.add("encode", now - self._counted_until)
+            self._counted_until = now
+            self._at_work += 1 if begun else -1

@@ -80,7 +80,7 @@ def _publish(path: Path, write: Callable[[Path], None]) -> str:
         write(temporary)
         sha256 = sha256_of(temporary)
         publish(temporary, path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)  # on a full disk it matters
         raise
     return sha256

@@ -91,7 +91,7 @@ def check_same_encoder(known: IndexIdentity, wanted: IndexIdentity, *, folder: P
             f"the index at {printable(str(folder))} was made by encoder {known.encoder} in {known.precision} "
             f"({known.fingerprint[:12]}), not by {wanted.encoder} in {wanted.precision} ({wanted.fingerprint[:12]}); "
             f"{remedy}index into another folder with --index, or change the model of this index with: searchengine "
-            f"reencode --model {wanted.encoder}{f' --precision {wanted.precision}' * (wanted.precision != 'fp32')}"
+            f"reencode --model {wanted.encoder} --precision {wanted.precision}"
         )
     if known.dim != wanted.dim:
         raise IndexFormatError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 STRIP_PIXELS = 2**20
+NUMPY_BYTES = 48 * 2**20  # more than it takes when it is loaded
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -62,6 +64,8 @@ def _greys_to_rgb(low: float, white: float) -> Callable[[Image.Image], Image.Ima
 
 
 def _finite(image: Image.Image) -> NDArray[np.float32]:
+    if "numpy" not in sys.modules:
+        bytes(NUMPY_BYTES)  # raises MemoryError, where OpenBLAS would end the process
     import numpy as np
 
     return np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0, neginf=0)

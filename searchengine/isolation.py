@@ -109,8 +109,8 @@ class IsolatedDecoder:
     def close(self) -> None:
         """End the process."""
         self._closed = True
-        if self._child is not None:
-            self._child.kill()
+        if child := self._child:  # which the thread that it works for may give up meanwhile
+            child.kill()
         with self._busy:
             self._discard()
 
@@ -170,8 +170,8 @@ class _Child:
             )
         except OSError as error:
             raise SearchEngineError(
-                f"no process to decode photos in can be started: {error.strerror}; check the limits on processes and "
-                "memory of this account (ulimit -a)"
+                f"no process to decode photos in can be started: {error.strerror}; check the limits on processes, "
+                "open files and memory of this account (ulimit -a), or have fewer workers"
             ) from None
         finally:
             if shared is not None:

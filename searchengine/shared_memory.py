@@ -15,6 +15,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 SHARED_BYTES = 8 * 2**20  # of which as many pages are taken as the largest photo had
+STREAMS = 3  # descriptors that the other process has for its standard streams, though this one may have closed them
 
 Memory = mmap.mmap | bytearray
 
@@ -31,6 +32,9 @@ def create() -> tuple[Memory, int | None]:
     except OSError:
         return bytearray(), None
     try:
+        if descriptor < STREAMS:
+            low, descriptor = descriptor, fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, STREAMS)
+            os.close(low)
         os.ftruncate(descriptor, SHARED_BYTES)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         return mmap.mmap(descriptor, SHARED_BYTES), descriptor

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +168,25 @@ def test_photos_in_parts_have_the_vectors_of_the_plain_network(make: Make, weigh
     encoder = make()
     encoder._image_tower._largest = LargestBatch(5)  # as on a device that is neither a CPU nor a CUDA device
     np.testing.assert_allclose(encoder.encode_pixels(photos_64[:17]), exact_images(weights, photos_64[:17]), atol=1e-5)
+
+
+def test_on_a_device_that_is_neither_a_cpu_nor_a_cuda_device_threads_take_turns(
+    make: Make, photos_64: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tower = make()._image_tower
+    tower._largest = LargestBatch(64)
+    forward, together, met = tower._forward, threading.Barrier(2), []
+
+    def meet(images: torch.Tensor) -> torch.Tensor:
+        with suppress(threading.BrokenBarrierError):
+            met.append(together.wait(timeout=0.2))
+        return forward(images)
+
+    monkeypatch.setattr(tower, "_forward", meet)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(tower.encode, [photos_64[:2], photos_64[2:4]])
+    assert not met
+    np.testing.assert_allclose(np.concatenate([one, other]), tower.encode(photos_64[:4]), atol=1e-5)
 
 
 def test_texts_have_the_vectors_of_the_plain_network_run_over_all_77_tokens(clip: ClipEncoder, weights: Path) -> None:

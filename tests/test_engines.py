@@ -573,6 +573,33 @@ def test_without_a_gpu_a_run_does_not_load_torch_before_there_is_something_to_do
     assert loaded == may_have_gpus
 
 
+@pytest.mark.parametrize(("precision", "device", "batch_size"), [("fp32", "auto", 256), ("int8", "cpu", 32)])
+def test_integers_are_encoded_on_cpus_where_there_are_gpus(
+    cli: Cli,
+    own_home: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    device: str,
+    batch_size: int,
+) -> None:
+    monkeypatch.setattr("searchengine.cli.index._may_have_gpus", lambda device: device != "cpu")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    taken: list[Any] = []
+
+    def build(folder: Path, stores: object, *, engine: Any, batch_size: int, **options: object) -> None:
+        taken.extend((engine, batch_size))
+        raise UsageError("enough")
+
+    monkeypatch.setattr("indexer.pipeline.build", build)
+    run = ("index", tmp_path, "--index", tmp_path / "i", "--model", "mini", "--precision", precision)
+    assert cli(*run, "--engine", "ray").code == 2
+    assert (taken[0]._device, taken[1]) == (device, batch_size)
+    assert cli(*run).code == 2
+    assert (taken[2] is None) == (precision == "int8")
+
+
 def test_two_processes_with_mini_give_the_bits_of_one(
     cli: Cli, own_home: None, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -249,6 +249,17 @@ def test_a_segment_is_what_faiss_itself_reads(count: int, dim: int, seed: int) -
                 segment.matrix[:] = 0
 
 
+@pytest.mark.parametrize("error", [OSError, IndexFormatError, KeyboardInterrupt])
+def test_of_a_segment_that_could_not_be_finished_nothing_is_left(tmp_path: Path, error: type[BaseException]) -> None:
+    def pieces() -> Iterator[tuple[Ids, FloatMatrix]]:
+        yield np.arange(5), random_rows(5, 4, seed=0)
+        raise error
+
+    with pytest.raises(error):
+        write_segment(tmp_path / "00000001.faiss", pieces(), dim=4)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture(scope="module")
 def sound() -> Iterator[Path]:
     """A segment of five vectors of dimension 4."""

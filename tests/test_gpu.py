@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from test_clip_encoder import SIZE, random_checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from searchengine.errors import ModelUnusable
+from searchengine.errors import ModelUnusable, UsageError
 from searchengine.models import cuda as cuda_module
 from searchengine.models.clip.checkpoints import Checkpoint
 from searchengine.models.clip.encoder import ClipEncoder
@@ -25,6 +26,8 @@ from searchengine.models.clip.inference import ImageTower, kernels_of
 from searchengine.models.clip.preprocess import normalise_pixels
 from searchengine.models.cuda import WARM_UPS, CudaRows
 from searchengine.models.devices import LargestBatch
+from searchengine.models.mini import parts
+from searchengine.models.mini.efficientnet import EfficientNetLite2
 from searchengine.vectors import FloatMatrix
 
 CPU = torch.device("cpu")
@@ -175,6 +178,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def mini_weights() -> Path:
+    return parts.locate(parts.IMAGE_TOWER)
+
+
+@pytest.fixture(scope="module")
 def crops() -> Any:
     return np.random.default_rng(0).integers(0, 256, (300, SIZE, SIZE, 3), dtype=np.uint8)
 
@@ -219,6 +227,28 @@ def test_a_network_waits_for_nothing_and_takes_nothing_from_the_host(weights: Pa
         normalise_pixels(pixels)
     assert CONSTANT_FROM_THE_HOST in with_constants.names
     assert CONSTANT_FROM_THE_HOST not in network.names
+
+
+def test_mini_waits_for_nothing_and_takes_nothing_from_the_host(mini_weights: Path) -> None:
+    tower = EfficientNetLite2.from_file(mini_weights, device="meta")
+    pixels = torch.empty((5, 260, 260, 3), dtype=torch.uint8, device="meta")
+    with torch.inference_mode(), Operators() as network:
+        tower._describe(pixels)
+    assert {"conv2d.default", "matmul.default"} <= network.names
+    assert network.places == {"meta"}
+    assert CONSTANT_FROM_THE_HOST not in network.names
+
+
+def test_mini_gives_a_cuda_device_all_of_a_batch_and_no_batch_that_is_empty(mini_weights: Path) -> None:
+    tower, asked = EfficientNetLite2.from_file(mini_weights), []
+    pixels = torch.zeros((5, 260, 260, 3), dtype=torch.uint8)
+    expected = tower.describe(pixels)
+    tower._cuda = SimpleNamespace(run=lambda rows: asked.append(len(rows)) or tower._describe(rows))  # type: ignore
+    torch.testing.assert_close(tower.describe(pixels), expected)
+    assert tower.describe(pixels[:0]).shape == (0, expected.shape[1])
+    with pytest.raises(UsageError, match="expected uint8"):
+        tower.describe(pixels[:, :200])
+    assert asked == [5]
 
 
 # -- on a device ------------------------------------------------------------------------------------------------------
@@ -267,6 +297,18 @@ def test_a_recording_computes_what_launched_kernels_do_to_the_bit(weights: Path,
     launched = tower.encode(crops[:256])
     for rows in recorded:
         np.testing.assert_array_equal(rows, launched)
+
+
+@gpu
+def test_mini_describes_photos_on_a_device_as_on_a_cpu(mini_weights: Path) -> None:
+    pixels = torch.randint(0, 256, (150, 260, 260, 3), dtype=torch.uint8)
+    tower, expected = (EfficientNetLite2.from_file(mini_weights, device=device) for device in ("cuda", "cpu"))
+    rows = [tower.describe(pixels) for _ in range(2)]
+    assert tower._cuda is not None
+    assert tower._cuda._recording is not None
+    # Not closer than a device's products of 19-bit floats (TF32), which convolutions take.
+    for some in rows:
+        assert (torch.cosine_similarity(some, expected.describe(pixels)) > 0.999).all()
 
 
 @gpu

@@ -349,6 +349,35 @@ def test_time_in_which_two_batches_were_encoded_counts_once(
     assert 0 < clock.seconds()["encode"] <= time.monotonic() - started
 
 
+def test_time_in_which_one_batch_was_encoded_counts_though_another_began_and_ended_meanwhile(
+    encoding: EncoderThreads, encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    monkeypatch.setattr("indexer.encoding.time", indexer.report.time)
+    encode, long_began, short_ended = encoder.encode_pixels, threading.Event(), threading.Event()
+
+    def take(pixels: PixelBatch) -> FloatMatrix:
+        clock.now += len(pixels)
+        if len(pixels) == 4:
+            long_began.set()
+            assert short_ended.wait(timeout=20)
+            clock.now += 8
+        return encode(pixels)
+
+    encoding.hand_over(Batch(decoded=[decoded(0)]))
+    encoding.take_back()
+    monkeypatch.setattr(encoder, "encode_pixels", take)
+    before, started = encoding._clock.seconds()["encode"], clock.now
+    encoding.hand_over(Batch(decoded=[decoded(seed) for seed in range(4)]))
+    assert long_began.wait(timeout=20)
+    encoding.hand_over(Batch(decoded=[decoded(5), decoded(6)]))
+    _, short = encoding._under_way[-1]
+    assert short is not None
+    short.result(timeout=20)
+    short_ended.set()
+    encoding.take_back()
+    assert encoding._clock.seconds()["encode"] - before == clock.now - started == 14
+
+
 def test_a_run_tells_how_long_each_stage_worked(tmp_path: Path, photos: Path, encoder: FakeEncoder) -> None:
     seen: list[Progress] = []
     report = build(tmp_path / "index", [photos], encoder=encoder, isolated=False, on_progress=seen.append)

@@ -23,6 +23,7 @@ from conftest import painted
 from hostile import SITECUSTOMIZE, children, is_alive, large_png, needs_proc, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from indexer.crawl import Change
 from indexer.reading import Decoded, Failed, Known, PhotoReader
@@ -151,6 +152,22 @@ def test_files_of_all_sizes_pass_through_shared_memory_or_past_it(
 @pytest.mark.usefixtures("pipes_only")
 def test_files_of_all_sizes_pass_through_pipes(open_decoder: Callable[..., IsolatedDecoder]) -> None:
     check_files_of_all_sizes(open_decoder())
+
+
+def test_a_program_whose_standard_streams_are_closed_decodes_too(tmp_path: Path) -> None:
+    """What it opens then may have the number that one of the process's own streams gets."""
+    (tmp_path / "a.png").write_bytes(png(1))
+    program = textwrap.dedent("""
+        import sys
+        from pathlib import Path
+        from searchengine.decode import DecodeLimits
+        from searchengine.isolation import IsolatedDecoder
+        decoder = IsolatedDecoder(limits=DecodeLimits())
+        print(decoder.inspect_bytes(Path(sys.argv[1]).read_bytes()).width)
+        decoder.close()
+    """)
+    command = ["sh", "-c", '"$@" <&- 2>&-', "sh", sys.executable, "-c", program, tmp_path / "a.png"]
+    assert subprocess.run(command, stdout=subprocess.PIPE, check=False, timeout=60).stdout == b"60\n"
 
 
 def shared_memory_of(pid: int) -> list[Path]:
@@ -296,6 +313,20 @@ def test_a_file_that_alone_is_larger_than_the_memory_is_refused(open_decoder: Ca
     decoder = open_decoder(max_memory_bytes=64 * 2**20)
     assert "needs more than 64 MiB" in reason_of(decoder, png(1) + bytes(100 * 2**20))
     assert decoder.inspect_bytes(png(1)).width == 60
+
+
+def test_a_deep_grey_picture_whose_memory_leaves_none_for_numpy_is_refused_for_that(
+    open_decoder: Callable[..., IsolatedDecoder],
+) -> None:
+    decoder = open_decoder(max_memory_bytes=64 * 2**20)
+    assert "needs more than 64 MiB" in reason_of(decoder, deep_grey_png(4000))
+    assert decoder.decode_bytes(deep_grey_png(40), image_size=SIZE).metadata.width == 40
+
+
+def deep_grey_png(side: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("I;16", (side, side)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def test_what_a_photo_leaves_behind_does_not_count_against_the_next(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -351,6 +354,30 @@ class TestEfficientNetLite2:
         integers = in_int8.describe(real_photos[:3])
         # Whether a tie is rounded up or down may be told by the order in which floats are added up.
         assert (emulated - integers).norm() <= 0.02 * integers.norm()
+
+    def test_pixels_that_cannot_be_written_to_are_read_without_a_warning(self, torch) -> None:
+        encoder, pixels = load_encoder("mini", device="cpu"), np.zeros((1, 260, 260, 3), np.uint8)
+        pixels.flags.writeable = False  # as those of a photo that was decoded
+        torch.set_warn_always(True)
+        try:
+            with warnings.catch_warnings(action="error"):
+                assert encoder.encode_pixels(pixels).shape == (1, 512)
+        finally:
+            torch.set_warn_always(False)
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+    @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+    def test_a_process_that_is_forked_off_has_threads_of_its_own(self, torch, in_int8, pixels) -> None:
+        expected = in_int8.describe(pixels)
+        child = os.fork()
+        if not child:
+            signal.alarm(20)  # ends it where it waits for a thread that is not there
+            same = False
+            try:
+                same = torch.equal(in_int8.describe(pixels), expected)
+            finally:
+                os._exit(not same)
+        assert os.waitpid(child, 0)[1] == 0
 
     def test_int8_is_not_for_a_gpu(self) -> None:
         encoder = load_encoder("mini", device="meta", precision="int8")

@@ -772,5 +772,5 @@ def test_the_command_tells_of_a_change_that_is_under_way_and_cancels_it(
     assert cli("status", "--json").lines[0]["model_change"] is None
     outcome = cli("reencode", "--model", "new", "--drop-unreadable")
     assert outcome.code == 0
-    assert "the index is of the encoder new now, with 24 vectors" in outcome.out
+    assert "the index is of the encoder new in fp32 now, with 24 vectors" in outcome.out
     assert "1 photo failed" in outcome.out

@@ -26,12 +26,15 @@ from safetensors.numpy import save_file
 from test_download import CONTENT, OTHER, Server, published_at, running, serve, stall, status
 
 import searchengine
+from indexer.writable import identity_of
+from searchengine.cli.options import encoder_for, settings_from
 from searchengine.errors import ModelNotFound, UsageError, WeightsError
-from searchengine.index.layout import PRECISIONS, read_identity
+from searchengine.index.layout import PRECISIONS, read_identity, write_identity
 from searchengine.models import download as downloading
 from searchengine.models.mini import parts
 from searchengine.models.published import PREFERRED, PUBLISHED, PublishedFile
 from searchengine.models.registry import find_weights, import_model, list_models, load_encoder
+from searchengine.vectors import Encoder
 
 ROOT = Path(__file__).parent.parent
 Paint = Callable[..., Path]
@@ -530,11 +533,46 @@ def test_an_index_of_mini_in_int8_is_made_searched_and_embedded_anew(
     assert found.lines[0]["score"] > 0.999
     assert cli("search", "blocks of colour", "--index", index, "-k", "2").code == 0
     assert cli("index", pictures, "--index", index, *mini).lines[0]["unchanged"] == status["images"]
-    (refused,) = [cli("index", pictures, "--index", index, *mini, "--precision", "fp32")]
+    refused = cli("index", pictures, "--index", index, *mini, "--precision", "fp32")
     assert (refused.code, "use --precision int8" in refused.err) == (4, True)
-    assert cli("reencode", "--index", index, "--model", "mini", "--precision", "fp32").code == 0
+    kept = cli("reencode", "--index", index, "--model", "mini")
+    assert (kept.code, "nothing to do: the index is of the encoder mini in int8" in kept.out) == (0, True)
+    remedy = refused.err.split("searchengine reencode ")[1].split()
+    changed = cli("reencode", "--index", index, *remedy)
+    assert (changed.code, "is of the encoder mini in fp32 now" in changed.out) == (0, True)
     (status,) = cli("status", "--index", index, "--json").lines
     assert (status["precision"], status["vectors"]) == ("fp32", status["images"])
+
+
+@pytest.mark.parametrize(("wanted", "taken"), [("fp32", "fp32"), ("bf16", "fp32"), ("fp16", "fp32"), ("int8", "int8")])
+def test_heads_for_mini_take_the_setting_that_mini_takes(
+    wanted: str, taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = shutil.copy(parts.SHIPPED_HEADS, tmp_path / "mine.safetensors")
+    monkeypatch.setenv("SEARCHENGINE_PRECISION", wanted)
+    for model in ("mini", str(heads)):
+        assert encoder_for(settings_from(index=str(tmp_path / "i"), model=model)).precision == taken
+
+
+def test_what_is_trained_does_not_depend_on_what_an_index_or_the_settings_say(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "i").mkdir()
+    encoder = load_encoder("mini", precision="int8")
+    write_identity(tmp_path / "i", identity_of(encoder))
+    (tmp_path / "captions.json").write_text('[{"file": "a.png", "captions": ["blocks"]}]')
+    monkeypatch.setenv("SEARCHENGINE_INDEX", str(tmp_path / "i"))
+    monkeypatch.setenv("SEARCHENGINE_PRECISION", "int8")
+    trained: list[str] = []
+
+    def note(photos: object, *, encoder: Encoder, **options: object) -> None:
+        trained.append(encoder.precision)
+        raise UsageError("enough")
+
+    monkeypatch.setattr("indexer.train.train", note)
+    run = ["train", tmp_path / "captions.json", "--images", tmp_path, "--out", tmp_path / "mine.safetensors"]
+    assert cli(*run).code == cli(*run, "--precision", "int8").code == 2
+    assert trained == ["fp32", "int8"]
 
 
 def test_evaluate_takes_a_precision_of_its_own(

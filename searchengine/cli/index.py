@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from glob import glob
 from typing import TYPE_CHECKING, Any
@@ -106,6 +107,8 @@ def command(
             return
         _refuse_useless_download(settings)
         encoder = encoder_for(settings)
+        if encoder.precision == "int8" and settings.device == "auto":
+            settings = replace(settings, device="cpu")  # where integers are, however many GPUs there are
         if settings.model == "auto" and identity_of(settings) is None:
             notice(f"a new index, with the encoder {encoder.name}; `searchengine models` lists what --model can choose")
         with ctrl_c_stops() as stop, progress_bar("indexing") as advance:
@@ -143,8 +146,7 @@ def _engine(name: str, encoder: Encoder, settings: Settings) -> Engine | None:
 
         return RayEngine(source, address=None if name == "ray" else name, device=settings.device)
     devices = _devices(settings)
-    # Integers are for the CPU, which `auto` is with them.
-    if len(devices) == 1 or (encoder.precision == "int8" and settings.device == "auto"):
+    if len(devices) == 1:
         return None
     from indexer.engines.processes import ProcessEngine
 

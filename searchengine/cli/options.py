@@ -219,14 +219,19 @@ def _best_available(settings: Settings) -> str:
 
 
 def _precision(name: str, settings: Settings) -> str:
-    """The index's own for its own encoder, unless --precision was given; a setting that mini lacks is for CLIPs."""
+    """The index's own for its own encoder, unless --precision was given; a setting that mini lacks is for CLIPs.
+
+    Raises ModelNotFound.
+    """
     from searchengine.models.mini import parts
+    from searchengine.models.registry import find_weights, is_mini_heads
 
     if settings.origins["precision"] != "flag":
         known = identity_of(settings)
         if known is not None and known.encoder == name:
             return known.precision
-        if name == "mini" and settings.precision not in parts.PRECISIONS:
+        lacks_it = settings.precision not in parts.PRECISIONS
+        if lacks_it and is_mini_heads(find_weights(name, models_folder=settings.models_folder)):
             return "fp32"
     return settings.precision
 

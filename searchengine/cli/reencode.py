@@ -51,7 +51,7 @@ def command(
 
     Every photo is embedded anew, beside the index, which serves as before: searches and runs of `index` go on. Then
     one commit changes the model. Searches see that within a second; `searchengine warm` ends and starts again with the
-    new model. Photos keep their ids. Ctrl-C, a crash or a power cut costs a batch: run the same again to go on.
+    new model. Photos keep their ids. Ctrl-C, a crash or a power cut costs seconds of work: run the same again to go on.
 
     Photos that changed since they were indexed are embedded as they are now; broken and deleted ones leave the index
     and are listed by `searchengine status --failures`. A photo that cannot be read, as when its disk is away, holds the
@@ -91,24 +91,25 @@ def _change(settings: Settings, *, drop_unreadable: bool, as_json: bool) -> int:
             on_skip=lambda key, reason: notice(f"{printable(key)}: {reason}"),
             stop=stop,
         )
-    _print(report.as_dict(), as_json=as_json)
+    _print(report.as_dict(), precision=encoder.precision, as_json=as_json)
     return PROBLEMS_FOUND if report.unreadable else 0
 
 
-def _print(counters: dict[str, Any], *, as_json: bool) -> None:
+def _print(counters: dict[str, Any], *, precision: str, as_json: bool) -> None:
     """What a run did, as `indexer.report.ReencodeReport` counts it."""
+    encoder = f"{printable(counters['model'])} in {precision}"
     if as_json:
         click.echo(json.dumps(counters))
     elif counters["swapped"]:
         click.echo(
-            f"the index is of the encoder {printable(counters['model'])} now, with {counters['vectors']:,} vectors; "
+            f"the index is of the encoder {encoder} now, with {counters['vectors']:,} vectors; "
             f"{counters['embedded']:,} of them were made in {counters['seconds']:.1f} s"
         )
         changes = (f"{_photos(counters[name])} {name}" for name in ("updated", "deleted", "failed") if counters[name])
         if told := ", ".join(changes):
             click.echo(f"{told} (status --failures lists those that left the index)")
     elif not counters["unreadable"]:
-        click.echo(f"nothing to do: the index is of the encoder {printable(counters['model'])}")
+        click.echo(f"nothing to do: the index is of the encoder {encoder}")
     if counters["unreadable"]:
         notice(
             f"{_photos(counters['unreadable'])} cannot be read now, so the index stays as it is; mount the disk, fix "

@@ -30,7 +30,13 @@ from searchengine.text import printable
     "--epochs", type=click.IntRange(min=1), help="Passes over the photos [default: 40 for mini, 60 for a CLIP]."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same encoder.")
-@click.option("--precision", metavar="fp32|bf16|fp16|int8", help="Arithmetic of the towers while they are read.")
+@click.option(
+    "--precision",
+    metavar="fp32|bf16|fp16|int8",
+    default="fp32",  # whatever indexes are made in, so that one seed gives one encoder
+    show_default=True,
+    help="Arithmetic of the towers while they are read.",
+)
 @device_option
 @json_option
 def command(
@@ -40,7 +46,7 @@ def command(
     out: str,
     epochs: int | None,
     seed: int,
-    precision: str | None,
+    precision: str,
     device: str | None,
     as_json: bool,
 ) -> None:

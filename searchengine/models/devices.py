@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from searchengine.errors import ModelUnusable, UsageError
 from searchengine.index.layout import PRECISIONS
+
+Share = TypeVar("Share")
+Result = TypeVar("Result")
 
 # Sets the calling thread's own number of helpers, not the process's as torch.set_num_threads does.
 OMP_SET_NUM_THREADS: Any = getattr(ctypes.CDLL(torch._C.__file__), "omp_set_num_threads", None)
@@ -71,20 +75,35 @@ def has_fast_integers() -> bool:
     return has_packed_products() and hasattr(torch.ops, "onednn") and torch.cpu._is_vnni_supported()
 
 
-def lone_threads(number: int) -> ThreadPoolExecutor:
+class LoneThreads:
     """Threads that each run torch's operators alone; one, where they cannot be kept from sharing them.
 
     Threads that share an operator wait for the slowest of them at its end: 8 ms a layer when another program, such as
     the decoding of photos, keeps a core busy. Threads that each take photos of their own never wait.
+
+    They stay as long as this object. A process that is forked off starts its own.
     """
 
-    def leave_the_team() -> None:
-        torch.get_num_threads()  # has torch set the thread up first, which would undo the next line
-        OMP_SET_NUM_THREADS(1)
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._start()
 
-    if OMP_SET_NUM_THREADS is None:
-        return ThreadPoolExecutor(1)
-    return ThreadPoolExecutor(number, initializer=leave_the_team)
+    def map(self, work: Callable[[Share], Result], shares: Iterable[Share]) -> Iterator[Result]:
+        """work(share) for each share, in their order."""
+        if os.getpid() != self._process_id:
+            self._start()  # a fork takes no threads along, and what it copied would wait for them
+        return self._pool.map(work, shares)
+
+    def _start(self) -> None:
+        def leave_the_team() -> None:
+            torch.get_num_threads()  # has torch set the thread up first, which would undo the next line
+            OMP_SET_NUM_THREADS(1)
+
+        if OMP_SET_NUM_THREADS is None:
+            self._pool = ThreadPoolExecutor(1)
+        else:
+            self._pool = ThreadPoolExecutor(self._number, initializer=leave_the_team)
+        self._process_id = os.getpid()
 
 
 class LargestBatch:

@@ -7,6 +7,7 @@ and everything between the products stays float32. On a GPU all of a tower is in
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar, cast
 
@@ -35,7 +36,7 @@ from searchengine.models.clip.model import (
 from searchengine.models.clip.preprocess import MEAN, STANDARD_DEVIATION, normalise_pixels
 from searchengine.models.clip.smoothing import smooth
 from searchengine.models.cuda import ROWS_PER_PART, CudaRows
-from searchengine.models.devices import LargestBatch, choose_device, has_fast_bf16, lone_threads
+from searchengine.models.devices import LargestBatch, LoneThreads, choose_device, has_fast_bf16
 from searchengine.vectors import PixelBatch
 
 Network = TypeVar("Network", ImageTransformer, TextTransformer)
@@ -57,7 +58,7 @@ class Tower(Generic[Network]):
         self._device = choose_device(device, precision)
         self._network: Network = prepare(network, device=self._device, precision=precision)
         self._threads = torch.get_num_threads() if self._device.type == "cpu" else 1
-        self._pool = lone_threads(self._threads)
+        self._pool = LoneThreads(self._threads)
 
 
 class ImageTower(Tower[ImageTransformer]):
@@ -65,6 +66,7 @@ class ImageTower(Tower[ImageTransformer]):
         super().__init__(network, device=device, precision=precision)
         self._cuda: CudaRows | None = None
         self._largest: LargestBatch | None = None
+        self._turn = threading.Lock()
         if self._device.type == "cuda":
             self._cuda = CudaRows(kernels_of(self._network, self._device), device=self._device)
         elif self._device.type != "cpu":
@@ -76,7 +78,9 @@ class ImageTower(Tower[ImageTransformer]):
         if self._cuda is not None:
             return gather([self._cuda.run(images)])
         if self._largest is not None:
-            return gather(self._largest.run(self._forward, images))
+            # Two threads at once crash Apple's GPUs (pytorch/pytorch issue 197805).
+            with self._turn:
+                return gather(self._largest.run(self._forward, images))
         if len(images) == 1:
             return gather([self._forward(images)])
         share = min(PHOTOS_PER_THREAD, -(-len(images) // self._threads))

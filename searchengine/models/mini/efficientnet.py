@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from searchengine.errors import UsageError, WeightsError
-from searchengine.models.devices import lone_threads
+from searchengine.models.cuda import CudaRows
+from searchengine.models.devices import LoneThreads
 from searchengine.models.mini.convolution import Conv, IntegerConv, Layer, RoundedConv
 
 IMAGE_SIZE, MAP_SIDE = 260, 9
@@ -99,12 +100,22 @@ def in_integers(layers: Network[Layer]) -> Network[Conv | IntegerConv]:
     x = project.levels
     blocks: list[Block[Conv | IntegerConv]] = [Block(None, Conv(first.depthwise), project, residual=False)]
     for block in layers.blocks[1:]:
-        expand = IntegerConv(block.expand, x) if block.expand else None
-        depthwise = IntegerConv(block.depthwise, expand.levels if expand else x)
+        # So there is a ReLU6 before every depthwise layer, and what that is padded with, bytes of 0, stands for 0.
+        assert block.expand is not None
+        expand = IntegerConv(block.expand, x)
+        depthwise = IntegerConv(block.depthwise, expand.levels)
         narrow = IntegerConv(block.project, depthwise.levels, x if block.residual else None)
         blocks.append(Block(expand, depthwise, narrow, block.residual))
         x = narrow.levels
     return Network(Conv(layers.stem), blocks, IntegerConv(layers.head, x))
+
+
+def check_crops(pixels: Tensor) -> None:
+    """Raises UsageError for what is not uint8 (n, 260, 260, 3)."""
+    if pixels.dtype != torch.uint8 or pixels.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
+        raise UsageError(
+            f"pixels are {pixels.dtype} {tuple(pixels.shape)}, expected uint8 (n, {IMAGE_SIZE}, {IMAGE_SIZE}, 3)"
+        )
 
 
 class EfficientNetLite2:
@@ -121,7 +132,9 @@ class EfficientNetLite2:
         self.classifier_weight = weights.take("_fc.weight", (CLASSES, FEATURE_CHANNELS))
         self.classifier_bias = weights.take("_fc.bias", (CLASSES,))
         self._threads = threads
-        self._pool = lone_threads(threads)
+        self._pool = LoneThreads(threads)
+        device = self.classifier_bias.device
+        self._cuda = CudaRows(self._describe, device=device) if device.type == "cuda" else None
 
     @classmethod
     def from_file(cls, path: Path, *, device: str = "cpu", precision: str = "fp32") -> EfficientNetLite2:
@@ -131,8 +144,7 @@ class EfficientNetLite2:
         """
         weights = Checkpoint(path, device)
         threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
-        with lone_threads(1) as pool:
-            network = pool.submit(cls, weights, precision=precision, threads=threads).result()
+        (network,) = LoneThreads(1).map(lambda taken: cls(taken, precision=precision, threads=threads), [weights])
         weights.check_all_taken()
         return network
 
@@ -142,6 +154,7 @@ class EfficientNetLite2:
         pixels: uint8 (n, 260, 260, 3), RGB, on any device. Returns float32 (n, 1280, 9, 9), channels last in memory, on
         the network's device. Raises UsageError for pixels of another shape or type.
         """
+        check_crops(pixels)
         shape = (len(pixels), FEATURE_CHANNELS, MAP_SIDE, MAP_SIDE)
         maps = torch.empty(shape, device=self.classifier_bias.device, memory_format=torch.channels_last)
         self._fill(maps, pixels, self._forward)
@@ -150,19 +163,19 @@ class EfficientNetLite2:
     def describe(self, pixels: Tensor) -> Tensor:
         """What the heads see of a photo: averages of the last map and of the last stages, and the classifier's logits.
 
-        pixels: as in `features`. Returns float32 (n, 1280 + 88 + 120 + 208 + 352 + 1000) on the network's device.
-        Raises UsageError for pixels of another shape or type.
+        pixels: as in `features`. Returns float32 (n, 1280 + 88 + 120 + 208 + 352 + 1000) on the host. What a GPU does
+        for that is asked for by one thread: two at once crash Apple's (pytorch/pytorch issue 197805).
+        Raises UsageError for pixels of another shape or type, ModelUnusable where a GPU lacks the memory for one photo.
         """
-        rows = torch.empty((len(pixels), POOLED_CHANNELS + CLASSES), device=self.classifier_bias.device)
+        check_crops(pixels)
+        if self._cuda is not None and len(pixels):
+            return self._cuda.run(pixels)
+        rows = torch.empty((len(pixels), POOLED_CHANNELS + CLASSES))
         self._fill(rows, pixels, self._describe)
         return rows
 
     def _fill(self, out: Tensor, pixels: Tensor, compute: Callable[[Tensor], Tensor]) -> None:
-        if pixels.dtype != torch.uint8 or pixels.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
-            raise UsageError(
-                f"pixels are {pixels.dtype} {tuple(pixels.shape)}, expected uint8 (n, {IMAGE_SIZE}, {IMAGE_SIZE}, 3)"
-            )
-        device, batch = out.device, max(1, len(pixels))
+        device, batch = self.classifier_bias.device, max(1, len(pixels))
         if device.type == "cpu":
             batch = max(1, min(self._cpu_batch, -(-len(pixels) // self._threads)))
 

@@ -92,7 +92,8 @@ class MiniEncoder:
         import torch
         from threadpoolctl import threadpool_limits
 
-        features: NDArray[np.float32] = self.image_tower.describe(torch.from_numpy(pixels)).cpu().numpy()
+        images = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+        features: NDArray[np.float32] = self.image_tower.describe(images).numpy()
         rows = np.empty((len(features), self.dim), dtype=np.float32)
         # BLAS adds up in an order that goes by shape and threads; so both are always the same. Two threads that set
         # and restore its threads at once would leave it with one for good.
