@@ -6,7 +6,7 @@ DATA is a folder with flickr8k_dev/ and coco_cc/, each with images/ and captions
 same crops, so the ratio holds on a noisy machine. Recall is as `searchengine evaluate` has it. Agreement is over all
 captions of a set, each of which orders the photos twice: the mean share of the first ten that both orders have, how
 often the first photo is the same, and Spearman's correlation of the two orders. Cosines are between the two vectors of
-a photo: as they are, and after subtracting the mean of fp32's from both.
+a photo: as they are, and after subtracting the mean of fp32's from both. Needs the extra `dev`, as bench_mini.py does.
 """
 
 import argparse

@@ -47,7 +47,7 @@ def test_every_command_is_in_the_readme_and_none_that_does_not_exist() -> None:
 
 
 def test_the_scripts_that_the_readme_names_are_there_and_can_be_run() -> None:
-    for name in set(re.findall(r"scripts/([a-z_]+(?:\.py)?)", README)):
+    for name in set(re.findall(r"scripts/([a-z_0-9]+(?:\.py)?)", README)):
         script = ROOT / "scripts" / name
         assert script.is_file(), name
         assert script.suffix == ".py" or script.stat().st_mode & 0o111, name
