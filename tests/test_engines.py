@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -644,6 +644,17 @@ def test_without_ray_the_message_names_the_extra(source: FakeSource, monkeypatch
 # -- Ray -------------------------------------------------------------------------------------------------------------
 
 
+def once_more(start: Callable[[], Any]) -> Any:
+    """Ray forks, then runs Python in the child, which hangs at times where there are threads, as other tests leave."""
+    before = set(children())
+    try:
+        return start()
+    except RuntimeError:
+        for child in set(children()) - before:
+            os.kill(child, signal.SIGKILL)
+        return start()
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two nodes of one processor each, on this machine."""
@@ -653,8 +664,8 @@ def cluster() -> Iterator[Any]:
         from ray.cluster_utils import Cluster
 
         node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-        nodes = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-        nodes.other = nodes.add_node(**node)
+        nodes = once_more(lambda: Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False}))
+        nodes.other = once_more(lambda: nodes.add_node(**node))
         patch.setenv("RAY_ADDRESS", nodes.address)
         yield nodes
         nodes.shutdown()
